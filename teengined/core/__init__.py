@@ -1,0 +1,1 @@
+"""The words of the domain: frozen values, ids, units and errors. Standard library only, no I/O."""

@@ -1,0 +1,69 @@
+"""Bytes and seconds as people write them: `"1.5GiB"`, `"250ms"`, and back."""
+
+import re
+
+__all__ = ["format_bytes", "format_seconds", "parse_bytes", "parse_seconds"]
+
+_BYTE_FACTORS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+_SECOND_FACTORS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_NUMBER_AND_UNIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+
+
+def parse_bytes(text: str) -> int:
+    """Return the number of bytes in `"512MiB"`, `"2 GB"` or `"4096"`.
+
+    Raises:
+        ValueError: the text is no size; the message lists the units.
+    """
+    match = _NUMBER_AND_UNIT.fullmatch(text)
+    factor = _BYTE_FACTORS.get(match[2].upper()) if match else None
+    if match is None or factor is None:
+        raise ValueError(f"{text!r} is not a size; write a number and one of B, KB, MB, GB, TB, KiB, MiB, GiB, TiB")
+    return int(float(match[1]) * factor)
+
+
+def parse_seconds(text: str) -> float:
+    """Return the number of seconds in `"250ms"`, `"5m"` or `"1.5"`.
+
+    Raises:
+        ValueError: the text is no duration; the message lists the units.
+    """
+    match = _NUMBER_AND_UNIT.fullmatch(text)
+    factor = _SECOND_FACTORS.get(match[2].lower()) if match else None
+    if match is None or factor is None:
+        raise ValueError(f"{text!r} is not a duration; write a number and one of us, ms, s, m, h, d")
+    return float(match[1]) * factor
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Return a size in SI units with at most four significant characters, such as `"42 GB"` or `"1.5 MB"`."""
+    value, unit = float(num_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if abs(value) < 999.5:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "B" or abs(value) >= 99.95 else f"{value:.1f} {unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration a person can read at a glance: `"850 µs"`, `"12 ms"`, `"3.4 s"`, `"4m28s"`, `"2h03m"`."""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} µs"
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds) // 60}m{int(seconds) % 60:02d}s"
+    return f"{int(seconds) // 3600}h{int(seconds) % 3600 // 60:02d}m"

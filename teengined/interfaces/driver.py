@@ -1,0 +1,121 @@
+"""A driver: code for one kind of device. One file, one `Driver` class, one `Device` class."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from teengined.core.device import DeviceDescription, DeviceSpec, MemoryInfo
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Availability", "CopyEvent", "Device", "Driver"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Availability:
+    """Whether a driver can work on this host, and if not, why, in a sentence for people."""
+
+    available: bool
+    reason: str = ""
+
+
+class CopyEvent(ABC):
+    """The completion of copies queued before it was recorded."""
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Make later compute on the device wait for the copies. May return before they are done."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Block the calling thread until the copies are done, after which their source may be reused."""
+
+
+class Device(ABC):
+    """An opened device in a worker process. Not shared between processes; one thread computes, one may copy.
+
+    Life: `Driver.open` -> use -> `close`. After `close` every method but `close` raises `DriverError`.
+    """
+
+    spec: DeviceSpec
+
+    @property
+    @abstractmethod
+    def torch_device(self) -> "torch.device":
+        """Where tensors of this device live."""
+
+    @property
+    @abstractmethod
+    def shares_host_memory(self) -> bool:
+        """True where a staging buffer *is* device memory, so that nothing is copied (CPU)."""
+
+    @abstractmethod
+    def allocate(self, num_bytes: int) -> "torch.Tensor":
+        """Return a uint8 tensor of `num_bytes` on the device, page aligned, counted against the budget.
+
+        The bytes are given back when the tensor is passed to `free`.
+
+        Raises:
+            OutOfDeviceMemory: the budget or the device has no room; the message names both sizes.
+        """
+
+    @abstractmethod
+    def allocate_staging(self, num_bytes: int) -> "torch.Tensor":
+        """Return a uint8 tensor in host memory, page aligned, fit for O_DIRECT reads and fast copies.
+
+        Counted against the budget only where `shares_host_memory`.
+        """
+
+    @abstractmethod
+    def free(self, buffer: "torch.Tensor") -> None:
+        """Give back what `allocate` or `allocate_staging` returned. The caller drops its views first."""
+
+    @abstractmethod
+    def copy(self, source: "torch.Tensor", target: "torch.Tensor") -> CopyEvent:
+        """Queue a copy of a staging buffer to a device buffer of equal size beside compute; return its event."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Block until everything queued on the device is done."""
+
+    @abstractmethod
+    def memory_info(self) -> MemoryInfo:
+        """Return budget, what this worker allocated, and what the device has free."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release everything. Safe to call twice."""
+
+    def __enter__(self) -> Self:
+        """Use as a context."""
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close at the end of the context."""
+        self.close()
+
+
+class Driver(ABC):
+    """Finds and opens devices of one kind. Importing the module and `discover` must not import torch."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def availability(self) -> Availability:
+        """Say whether devices of this kind can be opened here; never raises."""
+
+    @abstractmethod
+    def discover(self) -> tuple[DeviceDescription, ...]:
+        """Describe the devices present, cheaply (tens of milliseconds), without opening them."""
+
+    @abstractmethod
+    def open(self, spec: DeviceSpec) -> Device:
+        """Open a device in this process and apply its threads and cores.
+
+        Raises:
+            DeviceUnavailable: there is no such device, or its library is missing.
+        """

@@ -1,0 +1,1 @@
+"""Wire messages and their bytes. No sockets, no clocks."""
