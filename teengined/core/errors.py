@@ -91,11 +91,12 @@ class TeengineError(Exception):
     exit_code: ClassVar[int] = 1
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", retry_after_seconds: float | None = None) -> None:
         """Keep the two sentences apart, so that each front end can lay them out."""
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.retry_after_seconds = retry_after_seconds
 
 
 class ConfigError(TeengineError):

@@ -1,0 +1,60 @@
+"""One DEALER socket and its monitor. ZeroMQ reconnects in silence and loses what was under way; the monitor tells."""
+
+from typing import Any, cast
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from teengined.client.endpoint import probe
+from teengined.core.errors import DaemonUnreachable
+from teengined.protocol.codec import CodecLimits
+
+__all__ = ["CONNECT_SECONDS", "LIMITS", "dial", "hang_up", "is_disconnect", "lost_connection"]
+
+# A daemon answers `Hello` in milliseconds; under socket activation it starts first, which takes about a second.
+CONNECT_SECONDS = 10.0
+# Replies may be larger than requests: the plan of a model with many experts names each of its units.
+LIMITS = CodecLimits()
+_SEND_QUEUE = 64
+_RECEIVE_QUEUE = 1000
+# How long closing waits for a last `Cancel` to leave.
+_LINGER_MILLISECONDS = 200
+
+
+def dial(context: Any, endpoint: str) -> tuple[Any, Any]:
+    """Return a connected DEALER socket and the monitor socket of its disconnections. Both belong to the caller."""
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, _LINGER_MILLISECONDS)
+    socket.setsockopt(zmq.SNDHWM, _SEND_QUEUE)
+    socket.setsockopt(zmq.RCVHWM, _RECEIVE_QUEUE)
+    socket.setsockopt(zmq.MAXMSGSIZE, 4 * LIMITS.max_message_bytes)
+    monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    socket.connect(endpoint)
+    return socket, monitor
+
+
+def hang_up(context: Any, socket: Any, monitor: Any) -> None:
+    """Close what `dial` returned, and the context; each may be None."""
+    if socket is not None:
+        if monitor is not None:
+            socket.disable_monitor()
+        socket.close()
+    if context is not None:
+        context.term()
+
+
+def is_disconnect(event: Any) -> bool:
+    """Say whether a monitor's message (its frames) tells that the connection was lost, with every call under way."""
+    return parse_monitor_message(cast("list[bytes]", event))["event"] == zmq.EVENT_DISCONNECTED
+
+
+def lost_connection(endpoint: str) -> DaemonUnreachable:
+    """Return the error for calls under way when the connection broke: no daemon any more, or another one."""
+    try:
+        probe(endpoint)
+    except DaemonUnreachable as gone:
+        return gone
+    return DaemonUnreachable(
+        "the daemon closed the connection; it was restarted, or it refused the message",
+        hint="send the request again",
+    )
