@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar
 
 import zmq
 import zmq.asyncio
@@ -147,15 +147,14 @@ class AsyncClient:
 
     async def _send(self, message: Any) -> int:
         await self._connect()
-        return self._send_now(message)
+        return await self._send_now(message)
 
-    def _send_now(self, message: Any) -> int:
+    async def _send_now(self, message: Any) -> int:
         correlation = self._mail.open()
         self._arrived[correlation] = asyncio.Event()
         try:
             frames = encode(Envelope(correlation=correlation, message=message), wire.CLIENT_MESSAGES, LIMITS)
-            send_at_once: Callable[..., Any] = cast("Any", zmq.Socket).send_multipart
-            send_at_once(self._socket, frames, flags=zmq.DONTWAIT)
+            await self._socket.send_multipart(frames, flags=zmq.DONTWAIT)
         except zmq.Again as error:
             self._close_call(correlation)
             raise DaemonUnreachable("the daemon takes no messages", hint="see `journalctl -u teengined`") from error
@@ -182,7 +181,7 @@ class AsyncClient:
             raise
 
     async def _ping(self) -> None:
-        correlation = self._send_now(wire.Hello(client=f"teengined.client {__version__}"))
+        correlation = await self._send_now(wire.Hello(client=f"teengined.client {__version__}"))
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await self._receive(correlation)
