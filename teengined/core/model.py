@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-__all__ = ["ALIGNMENT_BYTES", "MANIFEST_SCHEMA", "TENSOR_ALIGNMENT_BYTES", "ModelManifest", "TensorSpec", "UnitKind", "UnitSpec"]
+__all__ = [
+    "ALIGNMENT_BYTES",
+    "MANIFEST_SCHEMA",
+    "TENSOR_ALIGNMENT_BYTES",
+    "ModelManifest",
+    "TensorSpec",
+    "UnitKind",
+    "UnitSpec",
+]
 
 # A unit starts on a page and covers whole pages, so that it is one O_DIRECT read.
 ALIGNMENT_BYTES = 4096

@@ -45,7 +45,7 @@ def encode(envelope: Envelope, tags: Mapping[str, type], limits: CodecLimits) ->
         MessageTooLarge: it would be refused by a receiver with the same limits; nothing may be sent.
     """
     tag = next(tag for tag, cls in tags.items() if cls is type(envelope.message))
-    body = cast("bytes", msgpack.packb([envelope.correlation, tag, to_mapping(envelope.message)]))
+    body = msgpack.packb([envelope.correlation, tag, to_mapping(envelope.message)])
     if len(body) > limits.max_message_bytes:
         raise MessageTooLarge(
             f"message {tag} has {len(body)} bytes; the limit is {limits.max_message_bytes}",
@@ -67,13 +67,16 @@ def decode(frames: Sequence[bytes], tags: Mapping[str, type], limits: CodecLimit
 
 
 def correlation_of(frames: Sequence[bytes], limits: CodecLimits) -> int:
-    """Return the call number of a message that `decode` refused, so that the error finds its caller; 0 if unreadable."""
+    """Return the call number of a message that `decode` refused, so that the error finds its caller, or 0."""
     try:
         _check_frames(frames, limits)
         body = _unpack(frames[1], limits)
     except ProtocolError:
         return 0
-    return body[0] if isinstance(body, list) and body and _is_correlation(body[0]) else 0
+    if not isinstance(body, list) or not body:
+        return 0
+    correlation = cast("list[Any]", body)[0]
+    return correlation if _is_correlation(correlation) else 0
 
 
 def _check_frames(frames: Sequence[bytes], limits: CodecLimits) -> None:

@@ -1,0 +1,14 @@
+# The two calls of msgpack that protocol/codec.py makes; the library ships no types.
+from typing import Any
+
+from msgpack import exceptions as exceptions
+
+def packb(o: object, *, use_bin_type: bool = ...) -> bytes: ...
+def unpackb(
+    packed: bytes,
+    *,
+    strict_map_key: bool = ...,
+    max_array_len: int = ...,
+    max_map_len: int = ...,
+    max_ext_len: int = ...,
+) -> Any: ...
