@@ -1,0 +1,1 @@
+"""Drivers that come with teengine: one kind of device, one file."""

@@ -1,0 +1,1 @@
+"""Plugins that come with teengine: policies, precision strategies, transports and model sources."""

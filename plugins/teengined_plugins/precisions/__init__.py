@@ -1,0 +1,1 @@
+"""Precision strategies: how weights are stored and multiplied."""

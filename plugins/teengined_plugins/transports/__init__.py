@@ -1,0 +1,1 @@
+"""Transports: how activations move from stage to stage."""
