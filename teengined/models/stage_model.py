@@ -1,0 +1,185 @@
+"""One stage of a model: the model's own forward pass with every layer outside the stage made a pass-through.
+
+The whole class runs, so that whatever an architecture does around its layers (masks, rotary tables, per-layer types)
+keeps its indices; what lies outside the stage costs a function call and no bytes.
+
+    stage 0          ids -> [embedding] -> layers -> hidden
+    between       hidden -> layers -> hidden
+    last          hidden -> layers -> [norm, head] -> logits of the wanted rows
+
+Shape suffixes: T tokens of the batch, D model width, W wanted rows, V vocabulary.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from teengined.core.errors import UnsupportedArchitecture
+from teengined.core.model import ModelManifest, UnitKind
+from teengined.core.plan import Stage
+from teengined.interfaces.precision import PrecisionStrategy
+from teengined.models.batch import StepBatch, current_batch
+from teengined.models.binding import Binder, UnitTensors
+from teengined.models.kv import StepCache
+from teengined.models.linear import StrategyLinear, serve_embedding
+from teengined.models.skeleton import TORCH_DTYPES, Skeleton
+
+__all__ = ["GroupedWeights", "StageModel"]
+
+
+class GroupedWeights(Protocol):
+    """What a stage needs of its weights; `teengined.weights.StageWeights` is the real one."""
+
+    def acquire(self, group_index: int) -> Mapping[str, UnitTensors]:
+        """Wait until a group's units are on the device and return their tensors."""
+        ...
+
+    def release(self, group_index: int) -> None:
+        """Let a group's buffer be reused."""
+        ...
+
+    def embedding_rows(self, parameter: str, ids: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """Return the stored parts of just these rows of an embedding."""
+        ...
+
+
+class StageModel:
+    """Runs a stage's part of a forward pass, acquiring and releasing groups of weights in order of execution."""
+
+    def __init__(
+        self,
+        *,
+        skeleton: Skeleton,
+        manifest: ModelManifest,
+        stage: Stage,
+        weights: GroupedWeights,
+        precisions: Mapping[str, PrecisionStrategy],
+    ) -> None:
+        """Cut the skeleton, which from now on belongs to this stage."""
+        self._skeleton = skeleton
+        self._stage = stage
+        self._weights = weights
+        self._manifest = manifest
+        self._precisions = precisions
+        self.compute_dtype = TORCH_DTYPES[stage.compute_dtype]
+        self.num_groups = stage.layer_end - stage.layer_start + stage.has_head
+        self._binder = Binder(skeleton.model, manifest, precisions, self.compute_dtype)
+        self._incoming_1TD: torch.Tensor | None = None
+        self._outgoing_1TD: torch.Tensor | None = None
+        self._cut_layers()
+        self._cut_embedding()
+        self._cut_head()
+
+    def forward(
+        self, batch: StepBatch, incoming: torch.Tensor, wanted_rows: Sequence[int]
+    ) -> torch.Tensor:
+        """Run the stage on a batch.
+
+        Args:
+            batch: The sequences; their new tokens are the rows of `incoming`.
+            incoming: Token ids (T,) on the stage that embeds, activations (T, D) on the others.
+            wanted_rows: Rows whose logits the last stage returns.
+
+        Returns:
+            Activations (T, D) in the compute dtype, or on the last stage logits (W, V) in fp32.
+        """
+        token = current_batch.set(batch)
+        try:
+            with torch.inference_mode():
+                return self._run(batch, incoming, wanted_rows)
+        finally:
+            current_batch.reset(token)
+            self._incoming_1TD = self._outgoing_1TD = None
+
+    def _run(self, batch: StepBatch, incoming: torch.Tensor, wanted_rows: Sequence[int]) -> torch.Tensor:
+        device = incoming.device
+        options: dict[str, Any] = {
+            "position_ids": torch.tensor([batch.positions()], device=device),
+            "past_key_values": StepCache(batch.entries),
+            "use_cache": True,
+        }
+        if self._stage.has_embedding:
+            options["input_ids"] = incoming[None]
+        else:
+            self._incoming_1TD = incoming[None].to(self.compute_dtype)
+            options["inputs_embeds"] = self._incoming_1TD
+        if not self._stage.has_head:
+            self._skeleton.base(**options)
+            assert self._outgoing_1TD is not None, "the stage's last layer did not run"
+            return self._outgoing_1TD[0]
+        rows = torch.tensor(list(wanted_rows), device=device)
+        logits_1WV = self._skeleton.model(**options, logits_to_keep=rows).logits
+        self._weights.release(self.num_groups - 1)
+        return logits_1WV[0].float()
+
+    def _cut_layers(self) -> None:
+        start, end = self._stage.layer_start, self._stage.layer_end
+        for index, layer in enumerate(self._skeleton.layers):
+            if start <= index < end:
+                layer.forward = self._layer_forward(index - start, layer.forward)
+            else:
+                layer.forward = _pass_through
+
+    def _layer_forward(self, group_index: int, original: Callable[..., Any]) -> Callable[..., Any]:
+        is_first = group_index == 0
+        is_last = group_index == self._stage.layer_end - self._stage.layer_start - 1
+
+        def forward(hidden_1TD: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            if is_first and self._incoming_1TD is not None:
+                hidden_1TD = self._incoming_1TD
+            self._acquire(group_index)
+            output = original(hidden_1TD, *args, **kwargs)
+            self._weights.release(group_index)
+            if is_last:
+                self._outgoing_1TD = output[0] if isinstance(output, tuple) else output
+                if self._stage.has_head:
+                    self._acquire(group_index + 1)
+            return output
+
+        return forward
+
+    def _acquire(self, group_index: int) -> None:
+        for unit_id, tensors in self._weights.acquire(group_index).items():
+            self._binder.bind(unit_id, tensors)
+
+    def _cut_embedding(self) -> None:
+        embedding = next(unit for unit in self._manifest.units if unit.kind is UnitKind.EMBEDDING)
+        strategy = self._precisions[embedding.precision]
+        for parameter in dict.fromkeys(tensor.parameter for tensor in embedding.tensors):
+            module = self._skeleton.model.get_submodule(parameter.rpartition(".")[0])
+            if not isinstance(module, nn.Embedding):
+                raise UnsupportedArchitecture(
+                    f"{self._manifest.architecture}: {parameter} belongs to the embedding but is not looked up by rows"
+                )
+            if self._stage.has_embedding:
+                serve_embedding(module, self._row_reader(parameter, strategy))
+            else:
+                module.forward = self._no_rows
+
+    def _row_reader(
+        self, parameter: str, strategy: PrecisionStrategy
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        def rows(ids: torch.Tensor) -> torch.Tensor:
+            return strategy.decode(self._weights.embedding_rows(parameter, ids), self.compute_dtype)
+
+        return rows
+
+    def _no_rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Stand for an embedding that another stage holds; what is computed from it is replaced at the first layer."""
+        width = self._skeleton.model.config.hidden_size
+        return torch.zeros(*ids.shape, width, dtype=self.compute_dtype, device=ids.device)
+
+    def _cut_head(self) -> None:
+        if self._stage.has_head:
+            return
+        head = next(unit for unit in self._manifest.units if unit.kind is UnitKind.HEAD)
+        for parameter in dict.fromkeys(tensor.parameter for tensor in head.tensors):
+            module = self._skeleton.model.get_submodule(parameter.rpartition(".")[0])
+            if not isinstance(module, StrategyLinear):
+                module.forward = _pass_through
+
+
+def _pass_through(hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+    return hidden_states
