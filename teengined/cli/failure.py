@@ -1,0 +1,75 @@
+"""A failure as the user sees it: `error:` and `hint:` on standard error, and an exit code for scripts."""
+
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import TextIO
+
+import click
+
+from teengined.core.errors import InternalError, TeengineError
+
+__all__ = ["INTERRUPTED", "ExitWith", "lines_of", "report", "say_error"]
+
+INTERRUPTED = 128 + signal.SIGINT
+_BROKEN_PIPE = 128 + signal.SIGPIPE
+_USAGE = 2
+
+
+class ExitWith(click.exceptions.Exit):
+    """End the verb with a code and without a message: everything has been said."""
+
+
+def report(error: BaseException, *, debug: bool, words: Sequence[str] = (), stream: TextIO | None = None) -> int:
+    """Tell the user about `error` and return the exit code. `words` are the arguments, for the hint to run again."""
+    stream = stream or sys.stderr
+    if isinstance(error, SystemExit):
+        return _code_of_exit(error)
+    if isinstance(error, BrokenPipeError):
+        _silence_standard_output()
+        return _BROKEN_PIPE
+    if isinstance(error, (KeyboardInterrupt, EOFError, click.Abort)):
+        return INTERRUPTED
+    if debug:
+        traceback.print_exception(error, file=stream)
+    message, hint, code = lines_of(error, words)
+    say_error(message, hint, stream)
+    return code
+
+
+def lines_of(error: BaseException, words: Sequence[str] = ()) -> tuple[str, str, int]:
+    """Return what to say, the mending command and the exit code."""
+    if isinstance(error, TeengineError):
+        return error.message, error.hint, error.exit_code
+    if isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx else "teengine"
+        return error.format_message(), f"{path} --help", _USAGE
+    if isinstance(error, click.ClickException):
+        return error.format_message(), "", error.exit_code
+    again = shlex.join(["teengine", "--debug", *(word for word in words if word != "--debug")])
+    return f"internal error: {type(error).__name__}: {error}", again, InternalError.exit_code
+
+
+def say_error(message: str, hint: str, stream: TextIO) -> None:
+    """Write the two lines. A line break inside a message would look like a second message."""
+    stream.write(f"error: {' '.join(message.split())}\n")
+    if hint:
+        stream.write(f"hint: {' '.join(hint.split())}\n")
+    stream.flush()
+
+
+def _code_of_exit(error: SystemExit) -> int:
+    if isinstance(error.__context__, BrokenPipeError):  # click ends the process on a broken pipe by itself
+        _silence_standard_output()
+        return _BROKEN_PIPE
+    return error.code if isinstance(error.code, int) else int(error.code is not None)
+
+
+def _silence_standard_output() -> None:
+    """Point standard output at nothing, or the interpreter complains about the pipe once more when it ends."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    os.close(nothing)
