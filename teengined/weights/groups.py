@@ -1,0 +1,71 @@
+"""Which units are needed together, and in which order: the list that the ring walks through in circles. Pure."""
+
+from dataclasses import dataclass
+
+from teengined.core.errors import PackageError
+from teengined.core.model import ModelManifest, UnitKind
+from teengined.core.plan import Stage, Tier
+
+__all__ = ["UnitGroup", "group_units", "tier_of_units"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitGroup:
+    """Units that must be on the device at the same time."""
+
+    index: int
+    """Position in the order of execution, from 0."""
+    unit_ids: tuple[str, ...]
+    """Dense unit first."""
+    streamed: bool
+    """Whether any of the units comes from below the device each time."""
+
+
+def group_units(manifest: ModelManifest, stage: Stage) -> tuple[UnitGroup, ...]:
+    """Return the groups of `stage` in order of execution: one for each layer, and one for the head where it has it.
+
+    The head's group also holds the embedding unit where the head shares the embedding's weight. The embedding as
+    such is no group: it is looked up by rows.
+
+    Raises:
+        PackageError: the plan was made for another package (a unit of the stage has no place in it).
+    """
+    members = [
+        tuple(unit.id for unit in manifest.units_of_layer(layer))
+        for layer in range(stage.layer_start, stage.layer_end)
+    ]
+    if stage.has_head:
+        members.append(_head_unit_ids(manifest))
+    tiers = tier_of_units(stage)
+    return tuple(
+        UnitGroup(
+            index=index,
+            unit_ids=unit_ids,
+            streamed=any(_tier(tiers, unit_id) is not Tier.DEVICE for unit_id in unit_ids),
+        )
+        for index, unit_ids in enumerate(members)
+    )
+
+
+def tier_of_units(stage: Stage) -> dict[str, Tier]:
+    """Return where each unit of the stage rests, by unit id."""
+    return {placement.unit_id: placement.tier for placement in stage.units}
+
+
+def _head_unit_ids(manifest: ModelManifest) -> tuple[str, ...]:
+    shared = set(manifest.tied_parameters.values())
+    tied = tuple(
+        unit.id
+        for unit in manifest.units
+        if unit.kind is UnitKind.EMBEDDING and any(tensor.parameter in shared for tensor in unit.tensors)
+    )
+    return tuple(unit.id for unit in manifest.units if unit.kind is UnitKind.HEAD) + tied
+
+
+def _tier(tiers: dict[str, Tier], unit_id: str) -> Tier:
+    try:
+        return tiers[unit_id]
+    except KeyError:
+        raise PackageError(
+            f"the plan has no place for unit {unit_id}: it was made for another package", hint="load the model again"
+        ) from None
