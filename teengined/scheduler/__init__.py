@@ -1,0 +1,1 @@
+"""Which sequences run in the next step of a deployment. Pure: events in, instructions out, no clock, no socket."""
