@@ -76,6 +76,15 @@ class Device(ABC):
     def copy(self, source: "torch.Tensor", target: "torch.Tensor") -> CopyEvent:
         """Queue a copy of a staging buffer to a device buffer of equal size beside compute; return its event."""
 
+    def record_compute(self) -> CopyEvent:
+        """Return the completion of the compute queued so far, after which buffers it reads may be refilled.
+
+        Called by the computing thread; another may wait for it. This default waits on the spot; a device with streams
+        records an event instead, so that refilling a buffer does not hold up the host.
+        """
+        self.synchronize()
+        return _DoneEvent()
+
     @abstractmethod
     def synchronize(self) -> None:
         """Block until everything queued on the device is done."""
@@ -97,6 +106,16 @@ class Device(ABC):
     ) -> None:
         """Close at the end of the context."""
         self.close()
+
+
+class _DoneEvent(CopyEvent):
+    """Of work that is already complete."""
+
+    def wait(self) -> None:
+        """Nothing to wait for."""
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
 
 
 class Driver(ABC):
