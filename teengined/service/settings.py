@@ -1,0 +1,176 @@
+"""Every setting of the daemon: its unit, default, and the reason for that default. Values only; `config` reads them."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = [
+    "Config",
+    "DaemonSettings",
+    "DeviceSettings",
+    "LimitSettings",
+    "PlanningSettings",
+    "PluginSettings",
+    "ProtocolSettings",
+    "StoreSettings",
+    "StreamingSettings",
+    "WorkerSettings",
+]
+
+GIB = 1 << 30
+MIB = 1 << 20
+
+
+def setting(default: Any, unit: str, reason: str, *, minimum: float | None = None) -> Any:
+    """Return a dataclass field. Where `unit` is `bytes` or `seconds`, text such as "5s" is taken too."""
+    return field(default=default, metadata={"unit": unit, "reason": reason, "minimum": minimum})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonSettings:
+    """The process itself."""
+
+    runtime_dir: str = setting("", "path", "Sockets and lock; empty: /run/teengined, or the user's runtime directory.")
+    state_dir: str = setting("", "path", "What survives a restart; empty: /var/lib/teengined, or ~/.local/state.")
+    socket_mode: int = setting(0o660, "mode", "Members of the socket's group may talk to the daemon; nobody else.")
+    drain_timeout: float = setting(
+        30.0, "seconds", "Answers under way may finish; below systemd's TimeoutStopSec of 90 s.", minimum=0
+    )
+    log_format: Literal["text", "json"] = setting("text", "word", "journald adds the time; json for log collectors.")
+    log_level: Literal["debug", "info", "warning", "error"] = setting("info", "word", "A few lines for each load.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings:
+    """Worker processes and their supervision."""
+
+    command: tuple[str, ...] = setting((), "words", "Program of a worker; empty: this Python with the engine's worker.")
+    start_timeout: float = setting(
+        120.0, "seconds", "Importing torch from a cold disk and opening a GPU take tens of seconds.", minimum=0.1
+    )
+    stop_timeout: float = setting(
+        5.0, "seconds", "For each of: asked to end, SIGTERM, SIGKILL. Nothing is lost by killing a worker.", minimum=0.1
+    )
+    ping_interval: float = setting(
+        1.0, "seconds", "How soon a hung worker is noticed; costs one message.", minimum=0.05
+    )
+    ping_timeout: float = setting(
+        30.0,
+        "seconds",
+        "Without an answer the worker counts as hung and is killed; above any page-in storm.",
+        minimum=0.1,
+    )
+    restart_delay: float = setting(0.5, "seconds", "First wait before a restart; doubles each time.", minimum=0.01)
+    restart_delay_max: float = setting(30.0, "seconds", "Longest wait: a person watching sees it try.", minimum=0.01)
+    max_failures: int = setting(
+        5,
+        "failures",
+        "In a row, without a step in between; then the deployment is failed, not tried for ever.",
+        minimum=1,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProtocolSettings:
+    """The client socket."""
+
+    max_message: int = setting(4 * MIB, "bytes", "A prompt of a million tokens as text is about 4 MB.", minimum=4096)
+    max_items: int = setting(1 << 20, "items", "Of one list in a message: a million token ids.", minimum=1024)
+    send_queue: int = setting(64, "messages", "Kept by ZeroMQ for each client that reads slowly.", minimum=1)
+    max_pending: int = setting(
+        1024, "messages", "Kept beyond that for each client; then its requests are cancelled.", minimum=1
+    )
+    max_clients: int = setting(1024, "clients", "With a reply waiting or a call under way, at once.", minimum=1)
+    max_calls: int = setting(256, "calls", "Under way at once for one client.", minimum=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitSettings:
+    """Admission."""
+
+    max_waiting: int = setting(
+        256, "requests", "Waiting in one deployment; beyond, a client is better told at once.", minimum=0
+    )
+    max_request_time: float = setting(
+        3600.0, "seconds", "Longest answer; a model streamed from disk may take minutes for a few tokens.", minimum=0.1
+    )
+    step_timeout: float = setting(
+        600.0, "seconds", "Longest step: 100 GB streamed at 0.2 GB/s. Then the worker counts as hung.", minimum=0.1
+    )
+    load_timeout: float = setting(3600.0, "seconds", "Reading 100 GB of resident weights at 30 MB/s.", minimum=0.1)
+    max_deployments: int = setting(16, "deployments", "Loaded at once; each holds stages on its workers.", minimum=1)
+    scheduling_policy: str = setting("fifo", "plugin", "First come, first served: what people expect.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamingSettings:
+    """Steps and the reading of weights."""
+
+    max_step_tokens: int = setting(
+        512, "tokens", "Of one step, all sequences together: a streamed layer is read once for each chunk.", minimum=1
+    )
+    read_threads: int = setting(4, "threads", "Parallel reads that fill an NVMe disk's queue.", minimum=1)
+    read_chunk: int = setting(
+        4 * MIB, "bytes", "One read: large enough for full speed, small enough to share.", minimum=4096
+    )
+    ring_slots: int = setting(2, "slots", "One unit computes while the next arrives.", minimum=2)
+    direct_io: Literal["auto", "always", "never"] = setting(
+        "auto", "word", "Past the page cache where the streamed bytes would not fit in host memory."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanningSettings:
+    """Defaults of plans, and the measurements they rest on."""
+
+    policy: str = setting("optimal", "plugin", "Exact, with a proven bound.")
+    objective: Literal["latency", "throughput"] = setting("latency", "word", "One person waiting for one answer.")
+    context: int = setting(4096, "tokens", "Per sequence; the model's maximum if that is smaller.", minimum=1)
+    num_slots: int = setting(
+        4, "sequences", "Running at once in a deployment; each takes KV for its context.", minimum=1
+    )
+    plan_timeout: float = setting(
+        30.0, "seconds", "The planner answers in under 2 s; a policy plugin may not.", minimum=0.1
+    )
+    measure_timeout: float = setting(300.0, "seconds", "Measuring all devices once; the result is kept.", minimum=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSettings:
+    """Model packages on disk."""
+
+    dir: str = setting("", "path", "Empty: `models` in the state directory.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginSettings:
+    """Which plugins take part."""
+
+    blocked: tuple[str, ...] = setting((), "names", "Entry points or distributions that are not loaded.")
+    discover: tuple[str, ...] = setting(
+        ("cpu", "cuda"), "drivers", "Asked for devices where none is configured; the null driver is for tests."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSettings:
+    """One device, a `[[devices]]` table. None configured: what the drivers discover."""
+
+    id: str = setting("", "device", "`<driver>:<index>`, such as cpu:0 or cuda:1.")
+    memory: int = setting(0, "bytes", "Budget for weights, KV, workspace and ring together.", minimum=1)
+    threads: int = setting(0, "threads", "For arithmetic; 0: one for each core of `cores`, or of the host.", minimum=0)
+    cores: tuple[int, ...] = setting((), "cores", "The worker runs on these only; empty: any.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All sections."""
+
+    daemon: DaemonSettings = field(default_factory=DaemonSettings)
+    worker: WorkerSettings = field(default_factory=WorkerSettings)
+    protocol: ProtocolSettings = field(default_factory=ProtocolSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    streaming: StreamingSettings = field(default_factory=StreamingSettings)
+    planning: PlanningSettings = field(default_factory=PlanningSettings)
+    store: StoreSettings = field(default_factory=StoreSettings)
+    plugins: PluginSettings = field(default_factory=PluginSettings)
+    devices: tuple[DeviceSettings, ...] = ()
