@@ -129,9 +129,7 @@ class OpenedStage:
             tokens = self._sample([sequence for sequence in step.sequences if sequence.sample], output)
         done = self._done(step, tokens, timing)
         if self._sender is not None:
-            self._sender.send(
-                step.step, output.cpu().contiguous(), timeout_seconds=self._order.timeout_seconds
-            )
+            self._sender.send(step.step, output.cpu().contiguous(), timeout_seconds=self._order.timeout_seconds)
         return done
 
     def forget(self, sequence_ids: Sequence[int]) -> None:

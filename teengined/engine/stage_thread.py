@@ -110,7 +110,7 @@ class StageThread:
 
     def _fail(self, error: Exception, step: int | None) -> None:
         if not isinstance(error, TeengineError):
-            logger.exception("stage %s of %s failed", self._order.stage.index, self._order.deployment_id)
+            logger.error("stage %s of %s", self._order.stage.index, self._order.deployment_id, exc_info=error)
             error = InternalError(f"{type(error).__name__} in stage {self._order.stage.index}: {error}")
         self._reply(
             WorkerError(

@@ -41,9 +41,7 @@ def attend(
     queries = query.split([entry.num_tokens for entry in entries], dim=2)
     keys = key.split([entry.end_position for entry in entries], dim=2)
     values = value.split([entry.end_position for entry in entries], dim=2)
-    outputs = [
-        _attend_one(q, k, v, scale, options) for q, k, v in zip(queries, keys, values, strict=True)
-    ]
+    outputs = [_attend_one(q, k, v, scale, options) for q, k, v in zip(queries, keys, values, strict=True)]
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
     return output.transpose(1, 2), None
 
@@ -77,9 +75,7 @@ def _attend_one(
     )
 
 
-def _attend_one_token(
-    q_1H1D: torch.Tensor, k_1KCD: torch.Tensor, v_1KCD: torch.Tensor, scale: float
-) -> torch.Tensor:
+def _attend_one_token(q_1H1D: torch.Tensor, k_1KCD: torch.Tensor, v_1KCD: torch.Tensor, scale: float) -> torch.Tensor:
     """Attend with one token, its query groups in the place of tokens, so that no key is copied per group."""
     _, num_heads, _, width = q_1H1D.shape
     num_kv_heads = k_1KCD.shape[1]

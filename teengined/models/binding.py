@@ -94,9 +94,7 @@ class Binder:
             return tensor
         return tensor.to(self._compute_dtype)
 
-    def _expert_targets(
-        self, unit: UnitSpec, strategy: PrecisionStrategy, expert: int
-    ) -> list[tuple[str, _Target]]:
+    def _expert_targets(self, unit: UnitSpec, strategy: PrecisionStrategy, expert: int) -> list[tuple[str, _Target]]:
         """Return one target that takes the whole expert; it is keyed by the first parameter and fed by `bind`."""
         collected: dict[str, Mapping[str, torch.Tensor]] = {}
         names = list(dict.fromkeys(tensor.parameter for tensor in unit.tensors))

@@ -40,6 +40,10 @@ class GroupedWeights(Protocol):
         """Let a group's buffer be reused."""
         ...
 
+    def rewind(self) -> None:
+        """Make the first group the next one, after a step that ended early."""
+        ...
+
     def embedding_rows(self, parameter: str, ids: torch.Tensor) -> Mapping[str, torch.Tensor]:
         """Return the stored parts of just these rows of an embedding."""
         ...
@@ -72,9 +76,7 @@ class StageModel:
         self._cut_embedding()
         self._cut_head()
 
-    def forward(
-        self, batch: StepBatch, incoming: torch.Tensor, wanted_rows: Sequence[int]
-    ) -> torch.Tensor:
+    def forward(self, batch: StepBatch, incoming: torch.Tensor, wanted_rows: Sequence[int]) -> torch.Tensor:
         """Run the stage on a batch.
 
         Args:
@@ -89,6 +91,9 @@ class StageModel:
         try:
             with torch.inference_mode():
                 return self._run(batch, incoming, wanted_rows)
+        except BaseException:
+            self._weights.rewind()
+            raise
         finally:
             current_batch.reset(token)
             self._incoming_1TD = self._outgoing_1TD = None
@@ -158,18 +163,16 @@ class StageModel:
             else:
                 module.forward = self._no_rows
 
-    def _row_reader(
-        self, parameter: str, strategy: PrecisionStrategy
-    ) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _row_reader(self, parameter: str, strategy: PrecisionStrategy) -> Callable[[torch.Tensor], torch.Tensor]:
         def rows(ids: torch.Tensor) -> torch.Tensor:
             return strategy.decode(self._weights.embedding_rows(parameter, ids), self.compute_dtype)
 
         return rows
 
-    def _no_rows(self, ids: torch.Tensor) -> torch.Tensor:
+    def _no_rows(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - the name that nn.Embedding uses
         """Stand for an embedding that another stage holds; what is computed from it is replaced at the first layer."""
         width = self._skeleton.model.config.hidden_size
-        return torch.zeros(*ids.shape, width, dtype=self.compute_dtype, device=ids.device)
+        return torch.zeros(*input.shape, width, dtype=self.compute_dtype, device=input.device)
 
     def _cut_head(self) -> None:
         if self._stage.has_head:
