@@ -36,6 +36,11 @@ class Checkpoint(ABC):
     def description(self) -> str:
         """Where it came from, for people; no path of this machine."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the checkpoint's content does; empty where that cannot be told, so nothing is resumed."""
+        return ""
+
     @abstractmethod
     def tensors(self) -> tuple[SourceTensor, ...]:
         """List what is there.

@@ -1,0 +1,231 @@
+"""Makes a model package from a checkpoint.
+
+Memory: the converter holds one tensor of the checkpoint as it was read, the parameter made of it, and its encoding, and
+for checkpoints that keep a layer's experts fused in one tensor, that tensor for the whole layer. So the bound is
+
+    base of the process + 4 x the largest parameter in fp32
+
+where a layer's fused experts count as one parameter only if the checkpoint itself fuses them. It does not grow with the
+number of layers, nor with the number of experts of checkpoints that keep them apart.
+`tests/integration/test_conversion_memory.py` holds it to that.
+"""
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from teengined.core.errors import DiskFull, PackageError
+from teengined.core.model import MANIFEST_SCHEMA, ModelManifest, UnitSpec
+from teengined.core.quantities import format_bytes
+from teengined.interfaces.precision import PrecisionStrategy
+from teengined.interfaces.source import Checkpoint
+from teengined.modelpack.assembly import TensorProvider, UnitFile, estimate_bytes, header_room, plan_files, write_units
+from teengined.modelpack.binding import Binding, bind
+from teengined.modelpack.choices import resolve_compute_dtype, source_dtypes
+from teengined.modelpack.companions import eos_token_ids, write_companions
+from teengined.modelpack.encoding import ParameterEncoder
+from teengined.modelpack.manifest import read_manifest, write_manifest
+from teengined.modelpack.naming import check_name
+from teengined.modelpack.progress import ProgressMeter, ReportProgress
+from teengined.modelpack.unitfile import UnitFileWriter
+from teengined.modelpack.verify import check_unit_on_disk, digest_of
+from teengined.modelpack.workspace import Workspace, open_workspace
+
+__all__ = ["ConversionOptions", "convert"]
+
+# Tokenizer, configuration and manifest, beside the units.
+_COMPANIONS_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversionOptions:
+    """What to make, and where."""
+
+    name: str
+    store: Path
+    compute_dtype: str = "auto"
+    report: ReportProgress
+    clock: Callable[[], float]
+    """Monotonic seconds, for rates."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    checkpoint: Checkpoint
+    strategy: PrecisionStrategy
+    options: ConversionOptions
+    binding: Binding
+    compute_dtype: str
+
+
+def convert(checkpoint: Checkpoint, strategy: PrecisionStrategy, options: ConversionOptions) -> ModelManifest:
+    """Convert `checkpoint` to the package `options.name`, its matrices stored by `strategy`; return its manifest.
+
+    An interrupted conversion of the same source with the same options goes on where it was; any error removes what was
+    written. An older package of that name stays whole until the new one is complete.
+
+    Raises:
+        SourceError: the checkpoint is unusable, incomplete or unsupported.
+        Conflict: another conversion to that name runs.
+        DiskFull: it does not fit; says how much is needed and how much there is.
+    """
+    check_name(options.name)
+    compute_dtype = resolve_compute_dtype(options.compute_dtype, strategy.name)
+    with _mapping_disk_full(options.store), open_workspace(options.store, options.name) as workspace:
+        job = _Job(
+            checkpoint=checkpoint,
+            strategy=strategy,
+            options=options,
+            binding=bind(checkpoint, compute_dtype),
+            compute_dtype=compute_dtype,
+        )
+        with _discarding_on_error(workspace):
+            return _write_package(job, workspace)
+
+
+def _write_package(job: _Job, workspace: Workspace) -> ModelManifest:
+    done = _intact(workspace, workspace.completed(_fingerprint(job)))
+    companions = write_companions(job.checkpoint, job.binding.config, workspace.directory)
+    units = _write_files(job, workspace, done)
+    manifest = replace(
+        _describe(job, eos_token_ids(workspace.directory, job.binding.config)),
+        config_digest=companions["config.json"],
+        tokenizer_digest=companions["tokenizer.json"],
+        units=units,
+    )
+    write_manifest(workspace.directory, manifest)
+    read_manifest(workspace.directory)
+    workspace.publish()
+    return manifest
+
+
+def _write_files(
+    job: _Job, workspace: Workspace, done: Mapping[str, tuple[UnitSpec, ...]]
+) -> tuple[UnitSpec, ...]:
+    encoder = ParameterEncoder(job.strategy)
+    files = plan_files(job.binding.outline)
+    _check_space(job.options.store, [file for file in files if file.name not in done], encoder)
+    outline, options = job.binding.outline, job.options
+    provider = TensorProvider(outline=outline, derivations=job.binding.derivations, read=job.checkpoint.read)
+    total = sum(_work_bytes(file, encoder) for file in files)
+    meter = ProgressMeter("convert", total, report=options.report, clock=options.clock)
+    units: list[UnitSpec] = []
+    for file in files:
+        if file.name in done:
+            meter.skip(_work_bytes(file, encoder))
+            units.extend(done[file.name])
+            continue
+        with UnitFileWriter(workspace.directory, file.name, header_room(file)) as writer:
+            written = write_units(writer, file, provider, encoder, advance=meter.advance)
+        named = tuple(replace(unit, precision=job.strategy.name) for unit in written)
+        workspace.record(file.name, named)
+        units.extend(named)
+    return tuple(units)
+
+
+def _work_bytes(file: UnitFile, encoder: ParameterEncoder) -> int:
+    return sum(encoder.stored_bytes(one) * max(one.num_experts, 1) for one in file.parameters)
+
+
+def _intact(
+    workspace: Workspace, done: Mapping[str, tuple[UnitSpec, ...]]
+) -> dict[str, tuple[UnitSpec, ...]]:
+    """Return those files of an earlier run whose bytes are what their digests say: it may have ended in a crash."""
+    intact: dict[str, tuple[UnitSpec, ...]] = {}
+    for name, units in done.items():
+        with contextlib.suppress(PackageError):
+            for unit in units:
+                check_unit_on_disk(workspace.directory, unit)
+            intact[name] = units
+    return intact
+
+
+def _describe(job: _Job, eos: tuple[int, ...]) -> ModelManifest:
+    outline, text = job.binding.outline, job.binding.outline.model.config.get_text_config()
+    num_experts = outline.num_experts
+    return ModelManifest(
+        schema=MANIFEST_SCHEMA,
+        name=job.options.name,
+        source=job.checkpoint.description,
+        architecture=outline.model.config.model_type,
+        num_layers=len(outline.layers),
+        hidden_size=text.hidden_size,
+        vocab_size=text.vocab_size,
+        max_context_tokens=text.max_position_embeddings,
+        kv_elements_per_token=outline.kv_elements_per_token,
+        compute_dtype=job.compute_dtype,
+        precision=job.strategy.name,
+        eos_token_ids=eos,
+        config_digest="",
+        tokenizer_digest="",
+        num_experts=num_experts,
+        num_experts_per_token=min(getattr(text, "num_experts_per_tok", 0) or 0, num_experts),
+        tied_parameters=job.binding.tied,
+        numeric_notes=_numeric_notes(job),
+    )
+
+
+def _numeric_notes(job: _Job) -> tuple[str, ...]:
+    counts = source_dtypes(job.checkpoint.tensors())
+    from_dtypes = ", ".join(f"{dtype} ({count} values)" for dtype, count in counts.most_common())
+    return (
+        f"source dtypes: {from_dtypes}",
+        f"matrices stored as {job.strategy.name}, everything else as {job.compute_dtype} or what the class keeps in fp32",
+        *job.binding.notes,
+    )
+
+
+def _fingerprint(job: _Job) -> str:
+    """Name this conversion, so that only a run of the same one is resumed; empty where the source cannot tell."""
+    if not job.checkpoint.fingerprint:
+        return ""
+    identity = [
+        MANIFEST_SCHEMA,
+        job.checkpoint.fingerprint,
+        json.dumps(job.binding.config, sort_keys=True, default=str),
+        job.strategy.name,
+        job.compute_dtype,
+        [[tensor.name, tensor.dtype, list(tensor.shape)] for tensor in job.checkpoint.tensors()],
+    ]
+    return digest_of(json.dumps(identity).encode())
+
+
+def _check_space(store: Path, files: list[UnitFile], encoder: ParameterEncoder) -> None:
+    needed = sum(estimate_bytes(file, encoder) for file in files) + _COMPANIONS_BYTES
+    available = _available_bytes(store)
+    if needed > available:
+        raise _disk_full(store, f"the package needs {format_bytes(needed)}, {format_bytes(available)} are free")
+
+
+def _available_bytes(store: Path) -> int:
+    status = os.statvfs(store)
+    return status.f_bavail * status.f_frsize
+
+
+def _disk_full(store: Path, what: str) -> DiskFull:
+    return DiskFull(f"no room in {store}: {what}", hint="free space there, or name another place with --store")
+
+
+@contextlib.contextmanager
+def _mapping_disk_full(store: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = format_bytes(_available_bytes(store))
+        raise _disk_full(store, f"the disk filled up while converting; {free} are free now") from error
+
+
+@contextlib.contextmanager
+def _discarding_on_error(workspace: Workspace) -> Generator[None]:
+    """Remove what was written when it cannot be of use; an interruption (no `Exception`) leaves it to resume from."""
+    try:
+        yield
+    except Exception:
+        workspace.discard()
+        raise

@@ -1,0 +1,71 @@
+"""Arithmetic of the package format: sizes of dtypes, alignment, and the names tensors carry inside the files."""
+
+from math import prod
+
+from teengined.core.model import ALIGNMENT_BYTES
+
+__all__ = [
+    "CONFIG_FILES",
+    "DTYPE_BYTES",
+    "MANIFEST_FILE",
+    "PADDING_PREFIX",
+    "UNITS_DIRECTORY",
+    "align_up",
+    "file_key",
+    "tensor_bytes",
+    "unit_id",
+]
+
+MANIFEST_FILE = "manifest.json"
+UNITS_DIRECTORY = "units"
+PADDING_PREFIX = "__pad."
+"""Tensors of this prefix fill gaps, so that a file with alignment is still a safetensors file without holes."""
+
+CONFIG_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+
+DTYPE_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+}
+"""Bytes of one element, by the dtype's name in safetensors."""
+
+
+def align_up(size_bytes: int, alignment_bytes: int = ALIGNMENT_BYTES) -> int:
+    """Return the smallest multiple of `alignment_bytes` at or above `size_bytes`."""
+    return -(-size_bytes // alignment_bytes) * alignment_bytes
+
+
+def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Return the bytes of a dense tensor.
+
+    Raises:
+        KeyError: a dtype that packages do not know.
+    """
+    return prod(shape) * DTYPE_BYTES[dtype]
+
+
+def file_key(parameter: str, part: str, expert: int | None = None) -> str:
+    """Return the key of a stored part inside its safetensors file, such as `model.layers.0.mlp.up_proj.weight:scale`."""
+    owner = parameter if expert is None else f"{parameter}[{expert}]"
+    return owner if part == "data" else f"{owner}:{part}"
+
+
+def unit_id(layer: int, expert: int | None = None) -> str:
+    """Return `layer.N` or `layer.N.expert.E`."""
+    return f"layer.{layer}" if expert is None else f"layer.{layer}.expert.{expert}"
