@@ -25,7 +25,6 @@ class ExitWith(click.exceptions.Exit):
 
 def report(error: BaseException, *, debug: bool, words: Sequence[str] = (), stream: TextIO | None = None) -> int:
     """Tell the user about `error` and return the exit code. `words` are the arguments, for the hint to run again."""
-    stream = stream or sys.stderr
     if isinstance(error, SystemExit):
         return _code_of_exit(error)
     if isinstance(error, BrokenPipeError):
@@ -34,9 +33,9 @@ def report(error: BaseException, *, debug: bool, words: Sequence[str] = (), stre
     if isinstance(error, (KeyboardInterrupt, EOFError, click.Abort)):
         return INTERRUPTED
     if debug:
-        traceback.print_exception(error, file=stream)
+        traceback.print_exception(error, file=stream or sys.stderr)
     message, hint, code = lines_of(error, words)
-    say_error(message, hint, stream)
+    say_error(message, hint, stream or sys.stderr)
     return code
 
 

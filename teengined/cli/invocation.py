@@ -116,4 +116,3 @@ class ListGroup(click.Group):
 
 def _names_a_verb(args: Sequence[str], help_options: Sequence[str]) -> bool:
     return bool(args) and (not args[0].startswith("-") or args[0] in help_options)
-

@@ -15,7 +15,16 @@ import click
 
 from teengined.core.records import to_mapping
 
-__all__ = ["Column", "Listing", "OutputFormat", "output_options", "table_lines", "write_json", "write_listing"]
+__all__ = [
+    "Column",
+    "Listing",
+    "OutputFormat",
+    "output_options",
+    "table_lines",
+    "write_event",
+    "write_json",
+    "write_listing",
+]
 
 T = TypeVar("T")
 _GUTTER = "  "
@@ -88,6 +97,11 @@ def write_json(kind: str, fields: Any) -> None:
     """Write one object with its schema first. `fields` is a record or a mapping."""
     json.dump({"schema": f"teengine.{kind}/v1", **to_mapping(fields)}, sys.stdout, indent=2)
     sys.stdout.write("\n")
+
+
+def write_event(event: str, fields: Any) -> None:
+    """Write one object on one line, as the last of a stream of progress objects."""
+    sys.stdout.write(json.dumps({"event": event, **to_mapping(fields)}) + "\n")
 
 
 def output_options(*formats: OutputFormat) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -48,8 +48,8 @@ def open_progress(stream: TextIO | None = None, *, json_lines: bool = False) -> 
     """Return the sink that suits `stream` (standard error); with `json_lines` they go to standard output."""
     if json_lines:
         return JsonProgress(sys.stdout)
-    stream = stream or sys.stderr
-    return TerminalProgress(stream, time.monotonic) if stream.isatty() else LineProgress(stream, time.monotonic)
+    target: TextIO = stream or sys.stderr
+    return TerminalProgress(target, time.monotonic) if target.isatty() else LineProgress(target, time.monotonic)
 
 
 class _Rated(Progress):

@@ -8,18 +8,20 @@ from teengined.cli.invocation import Verb
 
 __all__ = ["command"]
 
+# The backspace keeps click from filling the lines below it into a paragraph.
+_HELP = """Print the completion script for SHELL.
+
+\b
+teengine completion bash > ~/.local/share/bash-completion/completions/teengine
+teengine completion zsh  > ~/.zfunc/_teengine
+teengine completion fish > ~/.config/fish/completions/teengine.fish
+"""
 
 
-@click.command("completion", cls=Verb, short_help="Print the shell's completion script.")
+@click.command("completion", cls=Verb, help=_HELP, short_help="Print the shell's completion script.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def command(shell: str) -> None:
-    """Print the completion script for SHELL.
-
-    \b
-    teengine completion bash > ~/.local/share/bash-completion/completions/teengine
-    teengine completion zsh  > ~/.zfunc/_teengine
-    teengine completion fish > ~/.config/fish/completions/teengine.fish
-    """
+    """Print the completion script for SHELL."""
     from click.shell_completion import get_completion_class
 
     from teengined.cli.main import cli

@@ -6,7 +6,7 @@ import click
 
 from teengined.cli.invocation import Invocation, Verb
 from teengined.cli.loading import load
-from teengined.cli.output import OutputFormat, output_options, write_json
+from teengined.cli.output import OutputFormat, output_options, write_event, write_json
 from teengined.cli.placement_options import placement_options, plan_fields
 from teengined.cli.progress import open_progress
 from teengined.core.quantities import format_seconds
@@ -32,5 +32,7 @@ def command(invocation: Invocation, name: str, no_verify: bool, output: OutputFo
             raise
     if output is OutputFormat.TABLE:
         click.echo(f"loaded {loaded.deployment.model} in {format_seconds(loaded.seconds)}", err=True)
+    elif output is OutputFormat.JSONL:
+        write_event("done", loaded)
     else:
         write_json("load", loaded)
