@@ -88,7 +88,9 @@ class TensorProvider:
         self._make(parameter.name)
         whole = self._pending[parameter.name]
         if whole.shape[:1] != (parameter.num_experts,):
-            raise SourceError(f"tensor {parameter.name}: shape {tuple(whole.shape)} is not one of {parameter.num_experts} experts")
+            raise SourceError(
+                f"tensor {parameter.name}: shape {tuple(whole.shape)} is not one of {parameter.num_experts} experts"
+            )
         return whole[expert]
 
     def forget(self) -> None:
@@ -147,4 +149,3 @@ def header_room(file: UnitFile) -> int:
     dense = [parameter.name for parameter in file.dense]
     routed = [f"{parameter.name}[00000]" for parameter in file.routed]
     return header_room_bytes([*dense, *routed * file.num_experts])
-

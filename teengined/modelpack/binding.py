@@ -15,7 +15,13 @@ from teengined.modelpack.outline import ModelOutline, build_config, build_outlin
 __all__ = ["Binding", "bind"]
 
 # Buffers that old checkpoints carry and every implementation computes by itself.
-_RECOMPUTED_SUFFIXES = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias")
+_RECOMPUTED_SUFFIXES = (
+    "rotary_emb.inv_freq",
+    "attn.bias",
+    "attn.masked_bias",
+    "attention.bias",
+    "attention.masked_bias",
+)
 _NAMES_SHOWN = 3
 
 
@@ -56,9 +62,7 @@ def bind(checkpoint: Checkpoint, compute_dtype: str) -> Binding:
     if left:
         shown = ", ".join(left[:_NAMES_SHOWN])
         notes.append(f"{len(left)} tensors that the model class does not use were left out: {shown}")
-    return Binding(
-        outline=outline, derivations=derivations, config=config, tied=dict(outline.tied), notes=tuple(notes)
-    )
+    return Binding(outline=outline, derivations=derivations, config=config, tied=dict(outline.tied), notes=tuple(notes))
 
 
 def _differ(

@@ -103,9 +103,7 @@ def _write_package(job: _Job, workspace: Workspace) -> ModelManifest:
     return manifest
 
 
-def _write_files(
-    job: _Job, workspace: Workspace, done: Mapping[str, tuple[UnitSpec, ...]]
-) -> tuple[UnitSpec, ...]:
+def _write_files(job: _Job, workspace: Workspace, done: Mapping[str, tuple[UnitSpec, ...]]) -> tuple[UnitSpec, ...]:
     encoder = ParameterEncoder(job.strategy)
     files = plan_files(job.binding.outline)
     _check_space(job.options.store, [file for file in files if file.name not in done], encoder)
@@ -131,9 +129,7 @@ def _work_bytes(file: UnitFile, encoder: ParameterEncoder) -> int:
     return sum(encoder.stored_bytes(one) * max(one.num_experts, 1) for one in file.parameters)
 
 
-def _intact(
-    workspace: Workspace, done: Mapping[str, tuple[UnitSpec, ...]]
-) -> dict[str, tuple[UnitSpec, ...]]:
+def _intact(workspace: Workspace, done: Mapping[str, tuple[UnitSpec, ...]]) -> dict[str, tuple[UnitSpec, ...]]:
     """Return those files of an earlier run whose bytes are what their digests say: it may have ended in a crash."""
     intact: dict[str, tuple[UnitSpec, ...]] = {}
     for name, units in done.items():
@@ -174,7 +170,7 @@ def _numeric_notes(job: _Job) -> tuple[str, ...]:
     from_dtypes = ", ".join(f"{dtype} ({count} values)" for dtype, count in counts.most_common())
     return (
         f"source dtypes: {from_dtypes}",
-        f"matrices stored as {job.strategy.name}, everything else as {job.compute_dtype} or what the class keeps in fp32",
+        f"matrices stored as {job.strategy.name}, everything else as {job.compute_dtype}, or fp32 where the class asks",
         *job.binding.notes,
     )
 

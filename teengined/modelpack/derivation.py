@@ -71,7 +71,7 @@ class Derivation:
         except (RuntimeError, ValueError, IndexError, KeyError) as error:
             some = next(iter(self.sources.values()))[0]
             raise SourceError(f"tensor {some}: does not fit into {self.first_target}: {error}") from error
-        tensors = {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+        tensors = {name: _single(value) for name, value in made.items()}
         return tensors if expert is None else {name: tensor[0] for name, tensor in tensors.items()}
 
 
@@ -104,14 +104,19 @@ def derive(model: PreTrainedModel, names: tuple[str, ...]) -> tuple[dict[str, De
     return {target: one for derivation in found.values() for target, one in _by_target(derivation)}, tuple(unused)
 
 
-def _collect(
-    found: dict[str, Derivation], converter: WeightConverter, target: str, pattern: str, name: str
-) -> None:
+def _collect(found: dict[str, Derivation], converter: WeightConverter, target: str, pattern: str, name: str) -> None:
     if target not in found:
         first = converter.target_patterns[0]
         targets = tuple(target.replace(first, other) for other in converter.target_patterns)
         found[target] = Derivation(first_target=target, targets=targets, transform=converter)
     found[target].sources.setdefault(pattern, []).append(name)
+
+
+def _single(value: object) -> torch.Tensor:
+    """Undo the lists of one that renaming rules return."""
+    tensor = value[0] if isinstance(value, list) else value
+    assert isinstance(tensor, torch.Tensor)
+    return tensor
 
 
 def _by_target(derivation: Derivation) -> list[tuple[str, Derivation]]:

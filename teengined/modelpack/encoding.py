@@ -101,5 +101,5 @@ def _as_bytes(parameter: str, part: str, tensor: torch.Tensor) -> PartBytes:
         part=part,
         dtype=dtype_name(tensor.dtype),
         shape=tuple(tensor.shape),
-        content=memoryview(flat.numpy()),
+        content=flat.numpy().data,
     )

@@ -61,7 +61,7 @@ def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def file_key(parameter: str, part: str, expert: int | None = None) -> str:
-    """Return the key of a stored part inside its safetensors file, such as `model.layers.0.mlp.up_proj.weight:scale`."""
+    """Return the key of a stored part inside its safetensors file, such as `model.norm.weight:scale`."""
     owner = parameter if expert is None else f"{parameter}[{expert}]"
     return owner if part == "data" else f"{owner}:{part}"
 

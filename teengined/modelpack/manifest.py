@@ -152,7 +152,7 @@ def _check_tensor(tensor: TensorSpec, place: str) -> None:
 
 def _expected_id(unit: UnitSpec) -> str | None:
     match unit.kind, unit.layer, unit.expert:
-        case (UnitKind.EMBEDDING | UnitKind.HEAD), None, None:
+        case ((UnitKind.EMBEDDING | UnitKind.HEAD), None, None):
             return unit.kind.value
         case UnitKind.LAYER, int(layer), None:
             return unit_id(layer)

@@ -25,7 +25,13 @@ class ProgressMeter:
     """Turns amounts into rate and remaining time, and reports no more often than asked."""
 
     def __init__(
-        self, phase: str, total: int, *, report: ReportProgress, clock: Callable[[], float], interval_seconds: float = 0.2
+        self,
+        phase: str,
+        total: int,
+        *,
+        report: ReportProgress,
+        clock: Callable[[], float],
+        interval_seconds: float = 0.2,
     ) -> None:
         """Start at zero now. `interval_seconds` spaces reports out (0.2: smooth to the eye, cheap on a pipe)."""
         self._phase, self._total = phase, total

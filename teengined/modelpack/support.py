@@ -87,7 +87,7 @@ def _attention_problem(model: PreTrainedModel) -> str:
         return f"its layers of type {', '.join(strange)} keep recurrent state instead of keys and values"
     if getattr(model, "_is_stateful", False):
         return "its layers keep recurrent state instead of keys and values"
-    if not model._supports_attention_backend:  # noqa: SLF001  the flag by which transformers tells that the seam is there
+    if not getattr(model, "_supports_attention_backend", False):
         return "its attention does not go through transformers' AttentionInterface"
     return ""
 

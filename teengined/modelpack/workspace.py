@@ -1,7 +1,7 @@
 """The temporary directory of a conversion: one writer at a time, a journal to resume from, one rename at the end.
 
-    store/.converting-NAME/        becomes store/NAME when complete
-    store/.converting-NAME.lock    held with flock by the living converter, so that a dead one's directory is known
+store/.converting-NAME/        becomes store/NAME when complete
+store/.converting-NAME.lock    held with flock by the living converter, so that a dead one's directory is known
 """
 
 import contextlib
@@ -11,8 +11,9 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 from teengined.core.errors import Conflict
 from teengined.core.model import UnitSpec
@@ -20,7 +21,7 @@ from teengined.core.records import RecordError, from_mapping, to_mapping
 from teengined.modelpack.layout import UNITS_DIRECTORY
 from teengined.modelpack.naming import directory_of
 
-__all__ = ["Workspace", "is_abandoned", "locked", "open_workspace", "temporary_directories"]
+__all__ = ["Workspace", "is_abandoned", "lock_path", "locked", "open_workspace", "temporary_directories"]
 
 _PREFIX = ".converting-"
 _RETIRED_PREFIX = ".retired-"
@@ -91,7 +92,7 @@ class Workspace:
             raise
         shutil.rmtree(retired)
 
-    def _journal_lines(self) -> list[dict[str, list[object]]]:
+    def _journal_lines(self) -> list[dict[str, Any]]:
         path = self.directory / _JOURNAL
         try:
             if path.stat().st_size > _MAX_JOURNAL_BYTES:
@@ -99,7 +100,7 @@ class Workspace:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             return []
-        lines: list[dict[str, list[object]]] = []
+        lines: list[dict[str, Any]] = []
         for line in text.splitlines():
             try:
                 lines.append(json.loads(line))
@@ -115,7 +116,7 @@ class Workspace:
 
 
 @contextlib.contextmanager
-def open_workspace(store: Path, name: str) -> Iterator[Workspace]:
+def open_workspace(store: Path, name: str) -> Generator[Workspace]:
     """Hold the right to write the package `name` in `store`.
 
     Raises:
@@ -123,7 +124,7 @@ def open_workspace(store: Path, name: str) -> Iterator[Workspace]:
     """
     workspace = Workspace(store, name)
     store.mkdir(parents=True, exist_ok=True)
-    with locked(_lock_path(workspace.directory)) as held:
+    with locked(lock_path(workspace.directory)) as held:
         if not held:
             raise Conflict(
                 f"another conversion to {name} is running",
@@ -134,7 +135,7 @@ def open_workspace(store: Path, name: str) -> Iterator[Workspace]:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[bool]:
+def locked(path: Path) -> Generator[bool]:
     """Try to hold the lock file at `path`; yields whether it is held. The file is gone afterwards."""
     fd = _acquire(path)
     try:
@@ -153,11 +154,12 @@ def temporary_directories(store: Path) -> list[Path]:
 
 def is_abandoned(directory: Path) -> bool:
     """Say whether no living converter owns `directory`."""
-    with locked(_lock_path(directory)) as held:
+    with locked(lock_path(directory)) as held:
         return held
 
 
-def _lock_path(directory: Path) -> Path:
+def lock_path(directory: Path) -> Path:
+    """Return the lock file of a conversion's directory."""
     return directory.with_name(f"{directory.name}.lock")
 
 

@@ -61,12 +61,15 @@ class GgufCheckpoint(Checkpoint):
         """
         self._path = path
         self._reader = _open_reader(path)
+        self._config: Mapping[str, Any] | None = None
         self._architecture = str(self._metadata("general.architecture") or "")
 
-    @cached_property
+    @property
     def config(self) -> Mapping[str, Any]:
         """The metadata as a `config.json`."""
-        return config_mapping(self._path, self._metadata, self._rope_factors())
+        if self._config is None:
+            self._config = config_mapping(self._path, self._metadata, self._rope_factors())
+        return self._config
 
     @property
     def description(self) -> str:
@@ -103,8 +106,7 @@ class GgufCheckpoint(Checkpoint):
         return save_tokenizer(tokenizer, directory)
 
     def close(self) -> None:
-        """Unmap the file once nothing refers to it. Safe to call twice."""
-        self.__dict__.pop("_entries", None)
+        """Do nothing: the file is mapped, and unmapped with the last tensor that refers to it."""
 
     @cached_property
     def _entries(self) -> dict[str, GgufEntry]:

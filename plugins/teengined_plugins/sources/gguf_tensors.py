@@ -77,7 +77,9 @@ def dequantize_rows(entry: GgufEntry, process: Callable[["np.ndarray"], "np.ndar
         for start in range(0, rows.shape[0], step):
             values[start : start + step] = gguf.dequantize(rows[start : start + step], tensor.tensor_type)
     except (NotImplementedError, ValueError) as error:
-        raise SourceError(f"tensor {tensor.name}: type {tensor.tensor_type.name} cannot be unpacked: {error}") from error
+        raise SourceError(
+            f"tensor {tensor.name}: type {tensor.tensor_type.name} cannot be unpacked: {error}"
+        ) from error
     return torch.from_numpy(np.ascontiguousarray(process(values.reshape(shape))))
 
 

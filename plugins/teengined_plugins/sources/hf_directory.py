@@ -121,7 +121,9 @@ class DirectoryCheckpoint(Checkpoint):
         entries = cast("dict[str, object]", weight_map)
         for name, shard in entries.items():
             if not isinstance(shard, str) or not shard.endswith(".safetensors"):
-                raise SourceError(f"{_INDEX}: tensor {name!r:.120} lies in {shard!r:.120}, which is no .safetensors file")
+                raise SourceError(
+                    f"{_INDEX}: tensor {name!r:.120} lies in {shard!r:.120}, which is no .safetensors file"
+                )
         if len(set(entries.values())) > _MAX_SHARDS:
             raise SourceError(f"{_INDEX} names more than {_MAX_SHARDS} files")
         return cast("dict[str, str]", entries)
@@ -142,7 +144,7 @@ class DirectoryCheckpoint(Checkpoint):
             raise SourceError(
                 f"{pickles[0]} is a pickle, which can run code when it is opened; only safetensors files are read",
                 hint="get the model's .safetensors files (its page often offers a conversion), or, if you trust the "
-                "file, rewrite it: python -c \"from transformers import AutoModelForCausalLM as M; "
+                'file, rewrite it: python -c "from transformers import AutoModelForCausalLM as M; '
                 f"M.from_pretrained('{self._directory.name}').save_pretrained('OUT')\"",
             )
         raise SourceError(f"{self._directory.name} has no weights: no .safetensors file is there")

@@ -15,9 +15,7 @@ __all__ = ["Hub", "teengine_register_sources"]
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}(@[A-Za-z0-9._/-]{1,64})?")
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "spiece.model", "vocab.txt", "merges.txt"]
-_OFFLINE_WAYS = (
-    "offline, name a directory with config.json and .safetensors files, a .gguf file, or the alias smollm2"
-)
+_OFFLINE_WAYS = "offline, name a directory with config.json and .safetensors files, a .gguf file, or the alias smollm2"
 # The hub's own client retries; this bounds one request for metadata (a busy hub answers in a second or two).
 _TIMEOUT_SECONDS = 10.0
 
@@ -62,12 +60,15 @@ def _snapshot(model: str, revision: str | None) -> Path:
         path = snapshot_download(model, revision=revision, allow_patterns=_WANTED, etag_timeout=_TIMEOUT_SECONDS)
     except GatedRepoError as error:
         raise SourceError(
-            f"{model} is gated: its owner must let you in first", hint="accept its terms on the hub, then `hf auth login`"
+            f"{model} is gated: its owner must let you in first",
+            hint="accept its terms on the hub, then `hf auth login`",
         ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise SourceError(f"the hub has no model {model}" + (f" at {revision}" if revision else "")) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        raise HubUnreachable(f"the Hugging Face hub does not answer, so {model} cannot be fetched", hint=_OFFLINE_WAYS) from error
+        raise HubUnreachable(
+            f"the Hugging Face hub does not answer, so {model} cannot be fetched", hint=_OFFLINE_WAYS
+        ) from error
     return Path(os.fspath(path))
 
 

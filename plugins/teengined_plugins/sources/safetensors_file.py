@@ -76,7 +76,7 @@ class SafetensorsFile:
         entry = self.tensors[name]
         dtypes = _torch_dtypes()
         content = torch.empty(entry.size_bytes, dtype=torch.uint8)
-        self._read_into(memoryview(content.numpy()), entry.offset_bytes, name)
+        self._read_into(content.numpy().data, entry.offset_bytes, name)
         return content.view(dtypes[entry.dtype]).reshape(entry.shape)
 
     def close(self) -> None:

@@ -58,7 +58,9 @@ def _rebuild(source: Path, target: Path) -> list[str]:
         tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # any of its many back ends may fail in its own way
         problem = " ".join(str(error).split())
-        raise SourceError(f"{source.name}: its tokenizer cannot be turned into tokenizer.json: {problem:.200}") from error
+        raise SourceError(
+            f"{source.name}: its tokenizer cannot be turned into tokenizer.json: {problem:.200}"
+        ) from error
     return save_tokenizer(tokenizer, target)
 
 

@@ -1,0 +1,71 @@
+"""What `python -m teengined.modelpack convert` does: finds the source and the strategy, and runs the converter."""
+
+import logging
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging as transformers_logging
+
+from teengined.interfaces.registry import PluginRegistry
+from teengined.modelpack.aliases import ALIASES, fetch_alias
+from teengined.modelpack.choices import resolve_precision
+from teengined.modelpack.converter import ConversionOptions, convert
+from teengined.modelpack.naming import directory_of
+from teengined.modelpack.progress import ReportProgress
+
+__all__ = ["default_name", "run_convert"]
+
+_UNFIT = re.compile(r"[^A-Za-z0-9._-]+|-{2,}")
+
+
+def run_convert(
+    reference: str, *, store: Path, choices: Mapping[str, str], cache: Path, report: ReportProgress
+) -> dict[str, Any]:
+    """Convert and return the fields of the `done` event.
+
+    `choices` has `name` (may be empty), `precision` and `compute_dtype` (may be `auto`).
+
+    Raises:
+        TeengineError: whatever went wrong.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("gguf").setLevel(logging.ERROR)
+    registry = PluginRegistry.load()
+    name = choices["name"] or default_name(reference)
+    alias = ALIASES.get(reference)
+    opened = str(fetch_alias(alias, cache)) if alias is not None else reference
+    checkpoint = registry.source_for(opened).open(opened)
+    try:
+        strategy = registry.precision(resolve_precision(choices["precision"], checkpoint.tensors()))
+        options = ConversionOptions(
+            name=name, store=store, compute_dtype=choices["compute_dtype"], report=report, clock=time.monotonic
+        )
+        manifest = convert(checkpoint, strategy, options)
+    finally:
+        checkpoint.close()
+    return {
+        "name": name,
+        "path": str(store / directory_of(name)),
+        "architecture": manifest.architecture,
+        "precision": manifest.precision,
+        "compute_dtype": manifest.compute_dtype,
+        "size_bytes": manifest.size_bytes,
+        "num_parameters": manifest.num_parameters,
+        "notes": list(manifest.numeric_notes),
+    }
+
+
+def default_name(reference: str) -> str:
+    """Return a package name for a reference: an alias or hub id as it is, a path by its last part."""
+    if reference in ALIASES:
+        return reference
+    path = Path(reference).expanduser()
+    if not path.exists() and reference.count("/") == 1 and path.suffix != ".gguf":
+        return reference.partition("@")[0]
+    stem = path.resolve().name
+    stem = stem[: -len(".gguf")] if stem.lower().endswith(".gguf") else stem
+    return _UNFIT.sub("-", stem).strip("-._") or "model"

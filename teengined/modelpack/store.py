@@ -1,0 +1,127 @@
+"""The directory of model packages on a host: what is there, where it is, and how to be rid of it. Torch-free."""
+
+import difflib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from teengined.core.errors import Conflict, PackageError, UnknownModel
+from teengined.core.model import ModelManifest
+from teengined.modelpack.layout import MANIFEST_FILE
+from teengined.modelpack.manifest import read_manifest
+from teengined.modelpack.naming import directory_of, name_in
+from teengined.modelpack.workspace import is_abandoned, lock_path, locked, temporary_directories
+
+__all__ = ["PackageStore", "PackageSummary"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackageSummary:
+    """One line of a listing."""
+
+    name: str
+    architecture: str
+    precision: str
+    compute_dtype: str
+    num_parameters: int
+    size_bytes: int
+    """On disk, everything in the package's directory."""
+    modified_seconds: float
+    """When it was converted, seconds since the epoch."""
+    source: str
+
+
+class PackageStore:
+    """Packages under one root. Reads the disk on every call, so that several processes may share it."""
+
+    def __init__(self, root: Path) -> None:
+        """Use `root`; it may not exist yet."""
+        self.root = root
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of complete packages, sorted."""
+        if not self.root.is_dir():
+            return ()
+        found = (name_in(path.name) for path in self.root.iterdir() if (path / MANIFEST_FILE).is_file())
+        return tuple(sorted(name for name in found if name is not None))
+
+    def path_of(self, name: str) -> Path:
+        """Return the directory of a package.
+
+        Raises:
+            UnknownModel: there is none of that name; the hint has the nearest names.
+        """
+        if name in self.names():
+            return self.root / directory_of(name)
+        raise UnknownModel(f"no model named {name!r:.120} in {self.root}", hint=self._hint(name))
+
+    def manifest(self, name: str) -> ModelManifest:
+        """Return the checked manifest of a package.
+
+        Raises:
+            UnknownModel: there is none of that name.
+            PackageError: it is damaged.
+        """
+        return read_manifest(self.path_of(name))
+
+    def summary(self, name: str) -> PackageSummary:
+        """Return what a listing shows. Raises as `manifest`."""
+        manifest = self.manifest(name)
+        return PackageSummary(
+            name=name,
+            architecture=manifest.architecture,
+            precision=manifest.precision,
+            compute_dtype=manifest.compute_dtype,
+            num_parameters=manifest.num_parameters,
+            size_bytes=self.size_bytes(name),
+            modified_seconds=self.modified_seconds(name),
+            source=manifest.source,
+        )
+
+    def size_bytes(self, name: str) -> int:
+        """Return the bytes that the package takes on the disk."""
+        return sum(path.lstat().st_size for path in self.path_of(name).rglob("*") if not path.is_dir())
+
+    def modified_seconds(self, name: str) -> float:
+        """Return when the package was made, seconds since the epoch."""
+        return (self.path_of(name) / MANIFEST_FILE).stat().st_mtime
+
+    def remove(self, name: str) -> int:
+        """Delete a package and return the bytes freed.
+
+        It vanishes under its name in one step; processes that have its files open keep reading them.
+
+        Raises:
+            UnknownModel: there is none of that name.
+            Conflict: it is being replaced right now.
+        """
+        path, size = self.path_of(name), self.size_bytes(name)
+        doomed = self.root / f".converting-{path.name}"
+        with locked(lock_path(doomed)) as held:
+            if not held:
+                raise Conflict(f"{name} is being converted right now", hint="wait for the conversion, then remove it")
+            try:
+                shutil.rmtree(doomed, ignore_errors=True)
+                path.rename(doomed)
+                shutil.rmtree(doomed)
+            except OSError as error:
+                raise PackageError(f"{name} cannot be removed: {error.strerror}") from error
+        return size
+
+    def prune(self) -> tuple[str, ...]:
+        """Delete what conversions left behind that nobody runs any more; return the directories' names."""
+        removed: list[str] = []
+        for directory in temporary_directories(self.root):
+            if is_abandoned(directory):
+                shutil.rmtree(directory, ignore_errors=True)
+                removed.append(directory.name)
+        return tuple(removed)
+
+    def _hint(self, name: str) -> str:
+        names = self.names()
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        if near:
+            return f"did you mean {', '.join(near)}?"
+        if names:
+            return f"there are: {', '.join(names[:10])}"
+        return "get one with `teengine pull smollm2`"
