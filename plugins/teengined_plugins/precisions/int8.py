@@ -60,10 +60,14 @@ class Int8(PrecisionStrategy):
 
 
 def _candidates(x_TI: "torch.Tensor") -> tuple[str, ...]:
-    """Return the kernels that can be best: the packed one has fast code for bf16 on a CPU only."""
+    """Return the kernels that can be best.
+
+    The packed one has fast code for bf16 on a CPU only, and reads past its inputs unless their width is whole vectors.
+    """
     import torch
 
-    fits = x_TI.device.type == "cpu" and x_TI.dtype == torch.bfloat16 and x_TI.shape[0] <= 64
+    num_rows, width = x_TI.shape
+    fits = x_TI.device.type == "cpu" and x_TI.dtype == torch.bfloat16 and num_rows <= 64 and width % 64 == 0
     return ("packed", "blocks") if fits else ("blocks",)
 
 
