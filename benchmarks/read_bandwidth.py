@@ -1,0 +1,55 @@
+"""How fast this machine reads: large parallel reads of given files past the page cache, and memory by all cores.
+
+The yardsticks of the streaming benchmark. Independent of the engine's own reading code on purpose.
+"""
+
+import mmap
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+__all__ = ["disk_bytes_per_second", "memory_bytes_per_second"]
+
+_CHUNK_BYTES = 4 << 20
+_NUM_THREADS = 4
+_MEMORY_BYTES = 512 << 20
+
+
+def disk_bytes_per_second(files: Sequence[Path], max_bytes: int) -> float:
+    """Read up to `max_bytes` of `files` with O_DIRECT, several chunks at a time, and return the rate."""
+    descriptors = [os.open(path, os.O_RDONLY | os.O_DIRECT) for path in files]
+    try:
+        chunks = [
+            (descriptor, offset)
+            for descriptor in descriptors
+            for offset in range(0, os.fstat(descriptor).st_size // _CHUNK_BYTES * _CHUNK_BYTES, _CHUNK_BYTES)
+        ][: max_bytes // _CHUNK_BYTES]
+        buffers = [mmap.mmap(-1, _CHUNK_BYTES) for _ in range(_NUM_THREADS)]
+        with ThreadPoolExecutor(_NUM_THREADS) as pool:
+            start = time.perf_counter()
+            shares = [chunks[index::_NUM_THREADS] for index in range(_NUM_THREADS)]
+            num_bytes = sum(pool.map(_read_all, shares, buffers))
+            seconds = time.perf_counter() - start
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    return num_bytes / seconds
+
+
+def _read_all(chunks: Sequence[tuple[int, int]], buffer: mmap.mmap) -> int:
+    return sum(os.preadv(descriptor, [buffer], offset) for descriptor, offset in chunks)
+
+
+def memory_bytes_per_second() -> float:
+    """Return the best of a few passes over memory far larger than the caches, with torch's threads."""
+    block = torch.ones(_MEMORY_BYTES // 4)
+    rates: list[float] = []
+    for _ in range(5):
+        start = time.perf_counter()
+        block.sum()
+        rates.append(_MEMORY_BYTES / (time.perf_counter() - start))
+    return max(rates)

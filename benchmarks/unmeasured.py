@@ -1,0 +1,69 @@
+"""Plans for one device, where no cost matters because the layers have nowhere else to go."""
+
+from teengined.core.device import ComputePoint, DeviceProfile, DeviceSpec, HostProfile
+from teengined.core.model import ModelManifest
+from teengined.core.plan import Plan
+from teengined.interfaces.policy import Assignment
+from teengined.interfaces.registry import PluginRegistry
+from teengined.placement.inputs import PlanningInput
+from teengined.placement.planner import plan
+
+__all__ = ["plan_without_measuring", "single_device_plan"]
+
+_EQUAL_COST = 1e-10
+_EQUAL_RATE = 1e9
+
+
+def single_device_plan(manifest: ModelManifest, spec: DeviceSpec, resident: float, context_tokens: int) -> Plan:
+    """Return the plan that keeps at most the share `resident` of the model on the only device."""
+    return plan_without_measuring(
+        manifest, (spec,), (manifest.num_layers,), resident_fraction=resident, context_tokens=context_tokens
+    )
+
+
+def plan_without_measuring(
+    manifest: ModelManifest,
+    devices: tuple[DeviceSpec, ...],
+    num_layers: tuple[int, ...],
+    *,
+    resident_fraction: float | None,
+    context_tokens: int,
+    num_slots: int = 1,
+) -> Plan:
+    """Return the plan that gives each device the stated number of layers; predicted times mean nothing."""
+    precisions = {unit.precision for unit in manifest.units}
+    compute = tuple(
+        ComputePoint(precision=precision, num_tokens=1, seconds_per_parameter=_EQUAL_COST) for precision in precisions
+    )
+    profiles = {
+        spec.id: DeviceProfile(
+            device_id=spec.id,
+            compute_dtype=manifest.compute_dtype,
+            compute=compute,
+            layer_overhead_seconds=_EQUAL_COST,
+            host_to_device_bytes_per_second=None,
+        )
+        for spec in devices
+    }
+    host = HostProfile(
+        host="here",
+        disk_read_bytes_per_second=_EQUAL_RATE,
+        memory_read_bytes_per_second=_EQUAL_RATE,
+        memory_bytes=0,
+    )
+    starts = [sum(num_layers[:index]) for index in range(len(num_layers))]
+    assignment = tuple(
+        Assignment(device=index, layer_start=start, layer_end=start + count)
+        for index, (start, count) in enumerate(zip(starts, num_layers, strict=True))
+    )
+    planning = PlanningInput(
+        manifest=manifest,
+        devices=devices,
+        profiles=profiles,
+        host=host,
+        context_tokens=context_tokens,
+        num_slots=num_slots,
+        resident_fraction=resident_fraction,
+        assignment=assignment,
+    )
+    return plan(planning, PluginRegistry.load().placement_policy("optimal"))
