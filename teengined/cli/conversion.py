@@ -1,86 +1,65 @@
-"""The converter as a child process. It needs torch, which this command never loads; they talk in JSON lines."""
+"""What `convert`, `pull` and `demo` share: their options, and one conversion with progress and a last word."""
 
-import json
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from typing import IO, Any, cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from teengined.cli.leash import start_leashed, stop
-from teengined.cli.progress import Progress, Step
-from teengined.core.errors import InternalError, error_class
+import click
 
-__all__ = ["run_modelpack"]
+from teengined.cli.converter_process import run_modelpack
+from teengined.cli.invocation import Invocation
+from teengined.cli.output import OutputFormat, write_event, write_json
+from teengined.cli.places import store_directory
+from teengined.cli.progress import Progress, open_progress
+from teengined.core.quantities import format_bytes
 
-# The converter removes its temporary files when told to end; a slow disk may take a while over large ones.
-_PATIENCE_SECONDS = 20.0
-_MAX_LINE_BYTES = 1 << 20
-_TAIL_BYTES = 4096
+__all__ = ["Conversion", "conversion_options", "convert", "convert_into"]
 
 
-def run_modelpack(arguments: Sequence[str], subject: str, progress: Progress) -> dict[str, Any]:
-    """Run `python -m teengined.modelpack ARGUMENTS`, show its progress about `subject`, return its last event.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """What to convert, where to, and how."""
 
-    Raises:
-        TeengineError: the class that the converter's error names; `InternalError` where it ended without one.
-    """
-    with tempfile.TemporaryFile() as noise:
-        command = [sys.executable, "-m", "teengined.modelpack", *arguments]
-        process = start_leashed(command, stdout=subprocess.PIPE, stderr=noise)
-        try:
-            last = _follow(cast("IO[bytes]", process.stdout), subject, progress)
-            status = process.wait(_PATIENCE_SECONDS)
-        finally:
-            progress.close()
-            stop(process, _PATIENCE_SECONDS)
-            if process.stdout:
-                process.stdout.close()
-        return _outcome(last, status, noise)
+    reference: str
+    store: Path | None = None
+    """None: the daemon's."""
+    choices: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
+    """`name`, `precision`, `compute_dtype`: what is None or absent is the converter's choice."""
 
 
-def _follow(stdout: IO[bytes], subject: str, progress: Progress) -> dict[str, Any]:
-    """Show progress events; return the first that is something else, or an empty one at the end of the stream."""
-    for event in _events(stdout):
-        if event.get("event") != "progress":
-            return event
-        progress.show(
-            Step(
-                label=f"{event['phase']} {subject}".strip(),
-                done=event["done"],
-                total=event["total"],
-                bytes_per_second=event.get("bytes_per_second"),
-                eta_seconds=event.get("eta_seconds"),
-            )
-        )
-    return {}
-
-
-def _events(stdout: IO[bytes]) -> Iterator[dict[str, Any]]:
-    while line := stdout.readline(_MAX_LINE_BYTES):
-        try:
-            event: object = json.loads(line)
-        except ValueError:
-            continue  # A library printed something; the exit status tells whether it mattered.
-        if isinstance(event, dict):
-            yield cast("dict[str, Any]", event)
-
-
-def _outcome(last: dict[str, Any], status: int, noise: IO[bytes]) -> dict[str, Any]:
-    if last.get("event") == "done":
-        return last
-    if last.get("event") == "error":
-        raise error_class(str(last.get("code")))(str(last.get("message")), hint=str(last.get("hint") or ""))
-    ending = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-    tail = _last_line(noise)
-    raise InternalError(
-        f"the converter {ending}" + (f": {tail}" if tail else ""),
-        hint="if memory was short, `dmesg | tail` tells; otherwise run it again and report this line",
+def conversion_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options; the verb takes `store` and the `choices`."""
+    options = (
+        click.option("--name", metavar="NAME", help="The package's name; else from the source."),
+        click.option("--precision", metavar="P", help="How matrices are stored: auto, fp32, bf16, fp16, int8 …"),
+        click.option("--compute-dtype", metavar="D", help="Activations: auto, fp32, bf16, fp16."),
+        click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="Directory of packages."),
     )
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
-def _last_line(noise: IO[bytes]) -> str:
-    size_bytes = noise.seek(0, 2)
-    noise.seek(max(0, size_bytes - _TAIL_BYTES))
-    lines = noise.read().decode(errors="replace").strip().splitlines()
-    return lines[-1].strip() if lines else ""
+def convert(invocation: Invocation, conversion: Conversion, output: OutputFormat) -> None:
+    """Convert, show progress, and tell about the package in the form asked for."""
+    store = conversion.store or store_directory(invocation)
+    done = convert_into(store, conversion, open_progress(json_lines=output is OutputFormat.JSONL))
+    if output is OutputFormat.JSONL:
+        write_event("done", done)
+    elif output is OutputFormat.JSON:
+        write_json("convert", done)
+    else:
+        for note in done["notes"]:
+            click.echo(f"note: {note}", err=True)
+        click.echo(f"{done['name']}  {format_bytes(done['size_bytes'])}  {done['precision']}  {done['path']}")
+
+
+def convert_into(store: Path, conversion: Conversion, progress: Progress) -> dict[str, Any]:
+    """Convert into `store` and return what the converter says of the package: its name, path, size and notes."""
+    arguments = ["convert", "--store", str(store)]
+    for choice, value in conversion.choices.items():
+        if value is not None:
+            arguments += [f"--{choice.replace('_', '-')}", value]
+    done = run_modelpack([*arguments, "--", conversion.reference], conversion.reference, progress)
+    return {key: value for key, value in done.items() if key != "event"}

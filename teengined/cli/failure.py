@@ -12,24 +12,20 @@ import click
 
 from teengined.core.errors import InternalError, TeengineError
 
-__all__ = ["INTERRUPTED", "ExitWith", "lines_of", "report", "say_error"]
+__all__ = ["BROKEN_PIPE", "INTERRUPTED", "lines_of", "report", "say_error"]
 
 INTERRUPTED = 128 + signal.SIGINT
-_BROKEN_PIPE = 128 + signal.SIGPIPE
+BROKEN_PIPE = 128 + signal.SIGPIPE
 _USAGE = 2
-
-
-class ExitWith(click.exceptions.Exit):
-    """End the verb with a code and without a message: everything has been said."""
 
 
 def report(error: BaseException, *, debug: bool, words: Sequence[str] = (), stream: TextIO | None = None) -> int:
     """Tell the user about `error` and return the exit code. `words` are the arguments, for the hint to run again."""
     if isinstance(error, SystemExit):
-        return _code_of_exit(error)
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, BrokenPipeError):
         _silence_standard_output()
-        return _BROKEN_PIPE
+        return BROKEN_PIPE
     if isinstance(error, (KeyboardInterrupt, EOFError, click.Abort)):
         return INTERRUPTED
     if debug:
@@ -58,13 +54,6 @@ def say_error(message: str, hint: str, stream: TextIO) -> None:
     if hint:
         stream.write(f"hint: {' '.join(hint.split())}\n")
     stream.flush()
-
-
-def _code_of_exit(error: SystemExit) -> int:
-    if isinstance(error.__context__, BrokenPipeError):  # click ends the process on a broken pipe by itself
-        _silence_standard_output()
-        return _BROKEN_PIPE
-    return error.code if isinstance(error.code, int) else int(error.code is not None)
 
 
 def _silence_standard_output() -> None:

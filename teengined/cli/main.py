@@ -7,11 +7,11 @@ module has one `click.Command` named `command`.
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
-from teengined.cli.failure import report
+from teengined.cli.failure import BROKEN_PIPE, report
 from teengined.cli.invocation import Invocation, shared_options
 
 __all__ = ["SECTIONS", "Entry", "VerbTable", "cli", "main"]
@@ -67,6 +67,13 @@ class VerbTable(click.Group):
             if cmd_name in verbs:
                 return importlib.import_module(f"teengined.cli.verbs.{verbs[cmd_name].module}").command
         return None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb. A reader that went away is an exit code; click would make it a plain failure."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise click.exceptions.Exit(BROKEN_PIPE) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sections from the table alone."""

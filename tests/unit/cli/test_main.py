@@ -1,0 +1,89 @@
+import importlib
+import json
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from teengined.cli.main import SECTIONS, cli
+
+ENTRIES = [(name, entry) for verbs in SECTIONS.values() for name, entry in verbs.items()]
+HEAVY = ("zmq", "msgpack", "torch", "transformers", "jinja2", "numpy", "asyncio", "teengined.protocol", "gguf")
+
+
+def test_help_imports_nothing_heavy():
+    program = (
+        "import sys, json\n"
+        "from click.testing import CliRunner\n"
+        "before = set(sys.modules)\n"
+        "from teengined.cli.main import cli\n"
+        "result = CliRunner().invoke(cli, ['--help'])\n"
+        "json.dump([result.exit_code, sorted(set(sys.modules) - before)], sys.stdout)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=30)
+
+    code, modules = json.loads(ran.stdout)
+
+    assert code == 0
+    assert not [name for name in modules if name.startswith(HEAVY)]
+    assert not [name for name in modules if name.startswith("teengined.cli.verbs")]
+
+
+@pytest.mark.parametrize(("name", "entry"), ENTRIES, ids=[name for name, _ in ENTRIES])
+def test_the_table_says_of_each_verb_what_the_verb_says_itself(name: str, entry):
+    command = importlib.import_module(f"teengined.cli.verbs.{entry.module}").command
+
+    assert isinstance(command, click.Command)
+    assert command.short_help == entry.help
+    assert command.name == (entry.module if entry.alias else name)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in ENTRIES])
+def test_every_verb_explains_itself(name: str):
+    result = CliRunner().invoke(cli, [name, "--help"])
+
+    assert result.exit_code == 0
+    assert result.output.startswith(
+        f"Usage: teengine {name}" if result.output.startswith("Usage: teengine") else "Usage: "
+    )
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_name_the_program_and_its_variable(shell: str):
+    ran = subprocess.run(
+        [sys.executable, "-m", "teengined.cli.main", "completion", shell], capture_output=True, check=True, timeout=30
+    )
+
+    assert b"_TEENGINE_COMPLETE" in ran.stdout
+
+
+def test_an_unknown_verb_is_refused_with_code_2():
+    ran = subprocess.run([sys.executable, "-m", "teengined.cli.main", "fly"], capture_output=True, timeout=30)
+
+    assert ran.returncode == 2
+    assert ran.stderr.decode() == "error: No such command 'fly'.\nhint: teengine --help\n"
+
+
+def test_no_daemon_is_exit_code_3_with_the_way_to_start_one(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-m", "teengined.cli.main", "ps", "--endpoint", str(tmp_path / "none.sock")],
+        capture_output=True,
+        timeout=30,
+    )
+
+    assert ran.returncode == 3
+    assert b"hint: start it with" in ran.stderr
+    assert ran.stdout == b""
+
+
+def test_a_closed_pipe_ends_the_command_quietly():
+    ran = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m teengined.cli.main completion zsh | true; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        timeout=30,
+    )
+
+    assert ran.stderr == b""
+    assert ran.stdout in (b"141\n", b"0\n")  # 0 where everything fitted into the pipe before it closed
