@@ -1,4 +1,4 @@
-# The two calls of msgpack that protocol/codec.py makes; the library ships no types.
+# The two calls of msgpack that protocol/codec.py makes, and what its tests use; the library ships no types.
 from typing import Any
 
 from msgpack import exceptions as exceptions
@@ -12,3 +12,6 @@ def unpackb(
     max_map_len: int = ...,
     max_ext_len: int = ...,
 ) -> Any: ...
+
+class Timestamp:
+    def __init__(self, seconds: int, nanoseconds: int = ...) -> None: ...

@@ -1,6 +1,7 @@
 """Sampling parameters that exist are valid ones."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ def test_default_is_greedy() -> None:
         ("seed", 2**64),
     ],
 )
-def test_what_no_sampler_can_honour_is_refused_by_name(field: str, value: float) -> None:
+def test_what_no_sampler_can_honour_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=field):
         SamplingParams(**{field: value})
 

@@ -94,7 +94,9 @@ def test_other_version_is_refused_by_its_number(version: int) -> None:
         decode([b"TE" + bytes([version]), b""], TAGS, LIMITS)
 
 
-@pytest.mark.parametrize("frames", [[], [HEADER], [HEADER, b"", b""], [b"XX\x01", b""], [b"", b""], [HEADER + b"!", b""]])
+@pytest.mark.parametrize(
+    "frames", [[], [HEADER], [HEADER, b"", b""], [b"XX\x01", b""], [b"", b""], [HEADER + b"!", b""]]
+)
 def test_what_does_not_begin_as_a_message_is_refused(frames: list[bytes]) -> None:
     with pytest.raises(ProtocolError, match="not a teengine message"):
         decode(frames, TAGS, LIMITS)
