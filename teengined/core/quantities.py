@@ -1,6 +1,8 @@
 """Bytes and seconds as people write them: `"1.5GiB"`, `"250ms"`, and back."""
 
+import math
 import re
+from fractions import Fraction
 
 __all__ = ["format_bytes", "format_seconds", "parse_bytes", "parse_seconds"]
 
@@ -30,7 +32,7 @@ def parse_bytes(text: str) -> int:
     factor = _BYTE_FACTORS.get(match[2].upper()) if match else None
     if match is None or factor is None:
         raise ValueError(f"{text!r} is not a size; write a number and one of B, KB, MB, GB, TB, KiB, MiB, GiB, TiB")
-    return int(float(match[1]) * factor)
+    return int(Fraction(match[1]) * factor)
 
 
 def parse_seconds(text: str) -> float:
@@ -41,9 +43,10 @@ def parse_seconds(text: str) -> float:
     """
     match = _NUMBER_AND_UNIT.fullmatch(text)
     factor = _SECOND_FACTORS.get(match[2].lower()) if match else None
-    if match is None or factor is None:
+    seconds = float(match[1]) * factor if match is not None and factor is not None else math.inf
+    if not math.isfinite(seconds):
         raise ValueError(f"{text!r} is not a duration; write a number and one of us, ms, s, m, h, d")
-    return float(match[1]) * factor
+    return seconds
 
 
 def format_bytes(num_bytes: float) -> str:
