@@ -1,12 +1,13 @@
 """Which units are needed together, and in which order: the list that the ring walks through in circles. Pure."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from teengined.core.errors import PackageError
 from teengined.core.model import ModelManifest, UnitKind
 from teengined.core.plan import Stage, Tier
 
-__all__ = ["UnitGroup", "group_units", "tier_of_units"]
+__all__ = ["UnitGroup", "group_units", "tiers_of_units"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,25 +32,33 @@ def group_units(manifest: ModelManifest, stage: Stage) -> tuple[UnitGroup, ...]:
         PackageError: the plan was made for another package (a unit of the stage has no place in it).
     """
     members = [
-        tuple(unit.id for unit in manifest.units_of_layer(layer))
-        for layer in range(stage.layer_start, stage.layer_end)
+        tuple(unit.id for unit in manifest.units_of_layer(layer)) for layer in range(stage.layer_start, stage.layer_end)
     ]
     if stage.has_head:
         members.append(_head_unit_ids(manifest))
-    tiers = tier_of_units(stage)
+    tiers = tiers_of_units(stage, (unit_id for unit_ids in members for unit_id in unit_ids))
     return tuple(
         UnitGroup(
             index=index,
             unit_ids=unit_ids,
-            streamed=any(_tier(tiers, unit_id) is not Tier.DEVICE for unit_id in unit_ids),
+            streamed=any(tiers[unit_id] is not Tier.DEVICE for unit_id in unit_ids),
         )
         for index, unit_ids in enumerate(members)
     )
 
 
-def tier_of_units(stage: Stage) -> dict[str, Tier]:
-    """Return where each unit of the stage rests, by unit id."""
-    return {placement.unit_id: placement.tier for placement in stage.units}
+def tiers_of_units(stage: Stage, unit_ids: Iterable[str]) -> dict[str, Tier]:
+    """Return where each of the units rests. Raises PackageError as `group_units`."""
+    placed = {placement.unit_id: placement.tier for placement in stage.units}
+    tiers: dict[str, Tier] = {}
+    for unit_id in unit_ids:
+        if unit_id not in placed:
+            raise PackageError(
+                f"the plan has no place for unit {unit_id}: it was made for another package",
+                hint="load the model again",
+            )
+        tiers[unit_id] = placed[unit_id]
+    return tiers
 
 
 def _head_unit_ids(manifest: ModelManifest) -> tuple[str, ...]:
@@ -60,12 +69,3 @@ def _head_unit_ids(manifest: ModelManifest) -> tuple[str, ...]:
         if unit.kind is UnitKind.EMBEDDING and any(tensor.parameter in shared for tensor in unit.tensors)
     )
     return tuple(unit.id for unit in manifest.units if unit.kind is UnitKind.HEAD) + tied
-
-
-def _tier(tiers: dict[str, Tier], unit_id: str) -> Tier:
-    try:
-        return tiers[unit_id]
-    except KeyError:
-        raise PackageError(
-            f"the plan has no place for unit {unit_id}: it was made for another package", hint="load the model again"
-        ) from None

@@ -43,7 +43,7 @@ def dtype_of(spec: TensorSpec) -> torch.dtype:
 
 
 def unit_views(buffer: torch.Tensor, offset_bytes: int, unit: UnitSpec) -> UnitTensors:
-    """Return the tensors of `unit`, which lies in the uint8 `buffer` from `offset_bytes` on. Valid as long as it does."""
+    """Return the tensors of `unit`, which lies at `offset_bytes` of the uint8 `buffer` and lives as long."""
     parameters: dict[str, dict[str, torch.Tensor]] = {}
     for spec in unit.tensors:
         start = offset_bytes + spec.offset_bytes

@@ -1,0 +1,58 @@
+"""Compares units with the digests of their manifest, each once."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Protocol
+
+from teengined.core.errors import PackageCorrupt, PackageError
+from teengined.core.model import UnitSpec
+
+__all__ = ["DigestCheck", "check_pieces"]
+
+# `blake2b:` and 64 hex digits.
+_ALGORITHM = "blake2b"
+_DIGEST_BYTES = 32
+
+
+class _Hash(Protocol):
+    def update(self, data: memoryview, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+class DigestCheck:
+    """Remembers what was found right, so that a unit that streams every step is hashed at its first read only."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        """Check nothing where not `enabled`."""
+        self._enabled = enabled
+        self._checked: set[str] = set()
+
+    def check(self, unit: UnitSpec, memory: memoryview) -> None:
+        """Compare all bytes of a unit. From any thread; hashing lets other threads run.
+
+        Raises:
+            PackageCorrupt: they differ; names the unit.
+            PackageError: the digest is of an unknown kind.
+        """
+        if self._enabled and unit.id not in self._checked:
+            check_pieces(unit, (memory,))
+            self._checked.add(unit.id)
+
+    def is_due(self, unit: UnitSpec) -> bool:
+        """Say whether the unit was never compared and should be."""
+        return self._enabled and unit.id not in self._checked
+
+
+def check_pieces(unit: UnitSpec, pieces: Iterable[memoryview]) -> None:
+    """Compare a unit that comes in pieces, in order. Raises as `DigestCheck.check`."""
+    algorithm, _, expected = unit.digest.partition(":")
+    if algorithm != _ALGORITHM:
+        raise PackageError(f"unit {unit.id} has a digest of unknown kind {algorithm!r}", hint="convert the model again")
+    state: _Hash = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for piece in pieces:
+        state.update(piece)
+    if state.hexdigest() != expected:
+        raise PackageCorrupt(
+            f"unit {unit.id} differs from its digest: bytes of {unit.file} changed since the conversion",
+            hint="run `teengine verify` for the extent of it, and convert the model again",
+        )
