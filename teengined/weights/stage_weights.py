@@ -91,6 +91,8 @@ class StageWeights:
         """
         if group_index != self._next_group:
             raise InternalError(f"group {group_index} acquired out of order: group {self._next_group} is next")
+        if group_index not in self._resident:
+            raise InternalError("the weights are not open")
         tensors = self._resident[group_index]
         if group_index in self._streamed:
             buffer = self._open_ring().acquire(group_index)
