@@ -1,90 +1,133 @@
-"""Weights in eight bits, symmetric, one fp32 scale for each output channel; vectors stay as they are.
-
-data[o, i] = round(weight[o, i] / scale[o]),   scale[o] = max |weight[o, :]| / 127
-"""
+"""Weights as int8 with one fp32 scale for each output channel: a quarter of fp32, activations untouched."""
 
 from collections.abc import Mapping
+from functools import partial
+from math import prod
 from typing import TYPE_CHECKING
 
+from teengined.core.errors import SourceError
 from teengined.interfaces.hookspecs import hookimpl
 from teengined.interfaces.precision import PrecisionStrategy
-from teengined_plugins.precisions.floating import linear_by_blocks
-from teengined_plugins.precisions.kernel_choice import KernelChoice
+from teengined_plugins.precisions.int8_kernels import MAX_DIGIT_INPUTS, by_blocks, by_digits, by_packed_weight
+from teengined_plugins.precisions.kernel_choice import Kernel, KernelChoice, rows_bucket
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Int8", "teengine_register_precisions"]
+__all__ = ["Int8Precision"]
 
-_LEVELS = 127
+_LARGEST = 127
+# Weight rows are quantised this many elements at a time, so that conversion holds no second fp32 copy of a matrix.
+_ENCODE_BLOCK_ELEMENTS = 1 << 22
+# Beyond this many rows torch's weight-only kernel is never ahead, and it is too slow to be tried.
+_MAX_PACKED_ROWS = 64
+# Two kernels may differ by their rounding, not by more; relative to the product's largest element.
+_AGREEMENT = {"float32": 1e-4, "bfloat16": 4e-2, "float16": 5e-3}
 
 
-class Int8(PrecisionStrategy):
-    """Parts `data` (I8) and `scale` (fp32, one for each output row)."""
+class Int8Precision(PrecisionStrategy):
+    """Stores matrices as `data` (int8, the matrix's shape) and `scale` (fp32, without the last axis); vectors as fp32.
+
+    weight[..., o, i] = data[..., o, i] * scale[..., o], symmetric, with the largest of each channel at 127.
+    """
 
     name = "int8"
 
-    def __init__(self) -> None:
-        """Know the kernels; which one is used is measured at the first product of each shape."""
-        self._choice = KernelChoice({"blocks": _by_blocks, "packed": _packed})
+    def __init__(self, choice: KernelChoice | None = None) -> None:
+        """`choice` remembers which kernel is fastest in this process."""
+        self.choice = choice or KernelChoice()
 
     def stored_bytes(self, shape: tuple[int, ...]) -> int:
-        """Return one byte an element and four a row; vectors are counted as fp32."""
-        if len(shape) == 1:
-            return shape[0] * 4
-        return shape[0] * shape[1] + shape[0] * 4
+        """Return one byte for each element and four for each channel; four for each element of a vector."""
+        if len(shape) < 2:
+            return 4 * prod(shape)
+        return prod(shape) + 4 * prod(shape[:-1])
 
     def encode(self, weight: "torch.Tensor") -> Mapping[str, "torch.Tensor"]:
-        """Return `data` and `scale`; a row of zeros gets scale 1."""
+        """Quantise by rounding to nearest.
+
+        Raises:
+            SourceError: the weight holds numbers that are not finite.
+        """
         import torch
 
-        if weight.ndim == 1:
-            return {"data": weight.contiguous()}
-        weight_OI = weight.float()
-        scale_O = weight_OI.abs().amax(1) / _LEVELS
-        scale_O = torch.where(scale_O == 0, torch.ones_like(scale_O), scale_O)
-        data_OI = torch.round(weight_OI / scale_O[:, None]).clamp(-_LEVELS, _LEVELS).to(torch.int8)
-        return {"data": data_OI.contiguous(), "scale": scale_O}
+        if weight.ndim < 2:
+            return {"data": weight.detach().to(torch.float32).contiguous()}
+        rows = weight.detach().reshape(-1, weight.shape[-1])
+        data = torch.empty(rows.shape, dtype=torch.int8)
+        scale = torch.empty(rows.shape[0], dtype=torch.float32)
+        block_rows = max(1, _ENCODE_BLOCK_ELEMENTS // max(1, rows.shape[1]))
+        for start in range(0, rows.shape[0], block_rows):
+            block = slice(start, start + block_rows)
+            data[block], scale[block] = _quantise(rows[block].to(torch.float32))
+        return {"data": data.view(weight.shape), "scale": scale.view(weight.shape[:-1])}
 
     def decode(self, parts: Mapping[str, "torch.Tensor"], dtype: "torch.dtype") -> "torch.Tensor":
-        """Return data times scale, multiplied in fp32."""
+        """Multiply in fp32, then round once to `dtype`."""
+        import torch
+
         if "scale" not in parts:
             return parts["data"].to(dtype)
-        return (parts["data"].float() * parts["scale"][:, None]).to(dtype)
+        return (parts["data"].to(torch.float32) * parts["scale"].unsqueeze(-1)).to(dtype)
 
     def linear(
         self, x_TI: "torch.Tensor", parts: Mapping[str, "torch.Tensor"], bias_O: "torch.Tensor | None"
     ) -> "torch.Tensor":
-        """Multiply with the eight-bit weight through the kernel that measured fastest for this shape."""
-        return self._choice.run(x_TI, parts, bias_O, names=_candidates(x_TI))
+        """Multiply with the kernel that is fastest here for these rows, shape, dtype and device."""
+        import torch
+
+        weight_OI, scale_O = parts["data"], parts["scale"]
+        if x_TI.shape[0] == 0:
+            return x_TI.new_empty((0, weight_OI.shape[0]))
+        device = x_TI.device
+        key = (rows_bucket(x_TI.shape[0]), *weight_OI.shape, str(x_TI.dtype), str(device), torch.get_num_threads())
+        y_TO = self.choice.run(
+            key,
+            _candidates(x_TI, weight_OI, scale_O),
+            agrees=_agrees,
+            synchronize=_nothing if device.type == "cpu" else partial(torch.accelerator.synchronize, device),
+        )
+        return y_TO if bias_O is None else y_TO.add_(bias_O.to(y_TO.dtype))
 
 
-def _candidates(x_TI: "torch.Tensor") -> tuple[str, ...]:
-    """Return the kernels that can be best.
-
-    The packed one has fast code for bf16 on a CPU only, and reads past its inputs unless their width is whole vectors.
-    """
+def _quantise(block_OI: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
     import torch
 
-    num_rows, width = x_TI.shape
-    fits = x_TI.device.type == "cpu" and x_TI.dtype == torch.bfloat16 and num_rows <= 64 and width % 64 == 0
-    return ("packed", "blocks") if fits else ("blocks",)
+    amax_O = block_OI.abs().amax(-1)
+    if not bool(torch.isfinite(amax_O).all()):
+        raise SourceError(
+            "a weight matrix holds infinities or NaN, which int8 cannot store",
+            hint="check the checkpoint, or convert with `--precision bf16`",
+        )
+    scale_O = torch.where(amax_O > 0, amax_O / _LARGEST, torch.ones_like(amax_O))
+    data_OI = torch.round(block_OI / scale_O.unsqueeze(-1)).clamp_(-_LARGEST, _LARGEST)
+    return data_OI.to(torch.int8), scale_O
 
 
-def _packed(x_TI: "torch.Tensor", parts: Mapping[str, "torch.Tensor"], bias_O: "torch.Tensor | None") -> "torch.Tensor":
+def _candidates(x_TI: "torch.Tensor", weight_OI: "torch.Tensor", scale_O: "torch.Tensor") -> Mapping[str, Kernel]:
     import torch
 
-    y_TO = torch.ops.aten._weight_int8pack_mm(x_TI, parts["data"], parts["scale"].to(x_TI.dtype))  # noqa: SLF001
-    return y_TO if bias_O is None else y_TO + bias_O
+    x_TI = x_TI.contiguous()
+    kernels: dict[str, Kernel] = {"blocks": partial(by_blocks, x_TI, weight_OI, scale_O)}
+    if x_TI.device.type == "cpu" and weight_OI.shape[1] <= MAX_DIGIT_INPUTS:
+        kernels["digits"] = partial(by_digits, x_TI, weight_OI, scale_O)
+    # torch's kernel is a scalar loop for other dtypes on a CPU.
+    if x_TI.dtype == torch.bfloat16 and x_TI.shape[0] <= _MAX_PACKED_ROWS:
+        kernels["packed"] = partial(by_packed_weight, x_TI, weight_OI, scale_O)
+    return kernels
 
 
-def _by_blocks(
-    x_TI: "torch.Tensor", parts: Mapping[str, "torch.Tensor"], bias_O: "torch.Tensor | None"
-) -> "torch.Tensor":
-    return linear_by_blocks(x_TI, parts["data"], parts["scale"], bias_O)
+def _agrees(reference: "torch.Tensor", other: "torch.Tensor") -> bool:
+    tolerance = _AGREEMENT[str(reference.dtype).removeprefix("torch.")]
+    largest = float(reference.abs().max())
+    return not largest > 0 or float((reference - other).abs().max()) <= tolerance * largest
+
+
+def _nothing() -> None:
+    """Wait for nothing: a CPU's kernels are done when they return."""
 
 
 @hookimpl
 def teengine_register_precisions() -> list[type[PrecisionStrategy]]:
-    """Return the strategy."""
-    return [Int8]
+    """Return the int8 strategy."""
+    return [Int8Precision]

@@ -1,64 +1,115 @@
-"""Several ways to compute the same product, and the fastest of them for each shape, found by measuring.
+"""Chooses among kernels that compute the same product, by measuring them where they run.
 
-Which kernel wins depends on rows, shape, dtype and processor in ways that no rule of ours foresaw; a few products at
-the first use of a shape tell. The choice is kept for the life of the process.
+Which kernel is fastest depends on the machine, the shape, the rows and the dtype, and no table written in advance is
+right for long. The first call of a kind times the candidates on its own operands; later calls of that kind look the
+winner up. Keys never hold addresses: a weight may lie in a buffer that is reused for the next one.
 """
 
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Kernel", "KernelChoice"]
+__all__ = ["MAX_REMEMBERED", "Kernel", "KernelChoice", "rows_bucket"]
 
-Kernel = Callable[["torch.Tensor", Mapping[str, "torch.Tensor"], "torch.Tensor | None"], "torch.Tensor"]
+Kernel = Callable[[], "torch.Tensor"]
 
-# Shapes of one process: a few for each model times a few row counts. Beyond this the first kernel is used unmeasured.
-_MAX_CHOICES = 4096
-_NUM_TRIALS = 3
+# Kinds of calls: a model has about ten shapes, each at ten buckets of rows. Beyond this the oldest are measured again.
+MAX_REMEMBERED = 4096
+# A candidate must be this much faster than the one before it: the machine is never quite idle.
+_CLEAR_WIN = 0.9
+# One run that took this long needs no repetition to be trusted.
+_LONG_RUN_SECONDS = 0.02
+_NUM_REPEATS = 3
+_MAX_BUCKET = 512
+
+
+def rows_bucket(num_rows: int) -> int:
+    """Return the power of two at or above `num_rows`, at most 512: how kinds of calls are told apart by rows."""
+    return min(_MAX_BUCKET, 1 << max(0, num_rows - 1).bit_length())
 
 
 class KernelChoice:
-    """Runs products through the fastest kernel known for their shape. Safe to share between threads."""
+    """The winners of one process, by kind of call."""
 
-    def __init__(self, kernels: Mapping[str, Kernel]) -> None:
-        """Take kernels that agree within the dtype's tolerance."""
-        self._kernels = dict(kernels)
-        self._chosen: dict[tuple[object, ...], Kernel] = {}
+    def __init__(self, *, measures: bool = True, clock: Callable[[], float] = time.perf_counter) -> None:
+        """With `measures` false the first candidate that is offered is always taken."""
+        self._measures = measures
+        self._clock = clock
+        self._winners: dict[Hashable, str] = {}
+        self._lock = threading.Lock()
 
     def run(
         self,
-        x_TI: "torch.Tensor",
-        parts: Mapping[str, "torch.Tensor"],
-        bias_O: "torch.Tensor | None",
-        names: tuple[str, ...],
+        key: Hashable,
+        kernels: Mapping[str, Kernel],
+        *,
+        agrees: Callable[["torch.Tensor", "torch.Tensor"], bool],
+        synchronize: Callable[[], None],
     ) -> "torch.Tensor":
-        """Return the product by the best of the kernels `names`, measuring them at the first use of a shape."""
-        if len(names) == 1:
-            return self._kernels[names[0]](x_TI, parts, bias_O)
-        key = (_row_class(x_TI.shape[0]), parts["data"].shape, x_TI.dtype, x_TI.device)
-        kernel = self._chosen.get(key)
-        if kernel is None:
-            kernel = self._kernels[names[0]]
-            if len(self._chosen) < _MAX_CHOICES:
-                kernel = min((self._kernels[name] for name in names), key=lambda k: _seconds(k, x_TI, parts, bias_O))
-                self._chosen[key] = kernel
-        return kernel(x_TI, parts, bias_O)
+        """Return the product from the kernel that won for `key`, measuring on the first call.
 
+        The first kernel is the reference: it must work everywhere. Others drop out where they raise or where
+        `agrees(reference, theirs)` is false. `synchronize` waits for the device.
+        """
+        winner = self._winners.get(key)
+        if winner in kernels:
+            return kernels[winner]()
+        reference_name = next(iter(kernels))
+        if len(kernels) == 1 or not self._measures:
+            return kernels[reference_name]()
+        winner, product = self._measure(kernels, agrees, synchronize)
+        self._remember(key, winner)
+        return product
 
-def _row_class(num_rows: int) -> int:
-    """Return the power of two at or above: row counts that close behave alike."""
-    return 1 << (num_rows - 1).bit_length()
+    def winners(self) -> Mapping[Hashable, str]:
+        """Return what was chosen so far, for people who ask why."""
+        return dict(self._winners)
 
+    def _measure(
+        self,
+        kernels: Mapping[str, Kernel],
+        agrees: Callable[["torch.Tensor", "torch.Tensor"], bool],
+        synchronize: Callable[[], None],
+    ) -> tuple[str, "torch.Tensor"]:
+        reference: torch.Tensor | None = None
+        best_name, best_product, best_seconds = "", None, float("inf")
+        for name, kernel in kernels.items():
+            try:
+                seconds, product = self._time(kernel, synchronize)
+            except (RuntimeError, NotImplementedError):
+                if reference is None:
+                    raise
+                continue  # this build or device lacks the kernel, which is what measuring is for
+            if reference is None:
+                reference = product
+            elif not agrees(reference, product):
+                continue
+            if seconds < best_seconds * _CLEAR_WIN:
+                best_name, best_product, best_seconds = name, product, seconds
+        assert best_product is not None
+        return best_name, best_product
 
-def _seconds(
-    kernel: Kernel, x_TI: "torch.Tensor", parts: Mapping[str, "torch.Tensor"], bias_O: "torch.Tensor | None"
-) -> float:
-    best = float("inf")
-    for _ in range(_NUM_TRIALS):
-        start = time.perf_counter()
-        kernel(x_TI, parts, bias_O)
-        best = min(best, time.perf_counter() - start)
-    return best
+    def _time(self, kernel: Kernel, synchronize: Callable[[], None]) -> tuple[float, "torch.Tensor"]:
+        seconds = float("inf")
+        for repeat in range(1 + _NUM_REPEATS):
+            synchronize()
+            start = self._clock()
+            product = kernel()
+            synchronize()
+            elapsed = self._clock() - start
+            # The first run also builds what the library keeps for a shape; it counts only where it was long anyway.
+            if repeat > 0 or elapsed > _LONG_RUN_SECONDS:
+                seconds = min(seconds, elapsed)
+            if elapsed > _LONG_RUN_SECONDS:
+                break
+        return seconds, product
+
+    def _remember(self, key: Hashable, winner: str) -> None:
+        with self._lock:
+            while len(self._winners) >= MAX_REMEMBERED:
+                del self._winners[next(iter(self._winners))]
+            self._winners[key] = winner
