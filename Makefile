@@ -9,7 +9,7 @@ WORKERS ?= 2
 SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 SEED := $(SEED)
 
-.PHONY: help run test check format parity bench clean
+.PHONY: help run test check format docs parity bench clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -35,6 +35,10 @@ check: $(VENV)/.development ## format, lint, types and import contracts, changin
 format: $(VENV)/.development ## put the code into its one form
 	@$(BIN)/ruff check --quiet --fix-only .
 	@$(BIN)/ruff format .
+
+docs: $(VENV)/.runtime ## write the pages of docs/ that are made from the code
+	@$(BIN)/python -m tests.house.configuration_page > docs/configuration.md
+	@$(BIN)/python -m tests.house.protocol_page > docs/protocol.md
 
 parity: $(VENV)/.runtime ## compare greedy tokens with transformers' own, however the model is cut and streamed
 	@$(BIN)/python -m benchmarks.parity
