@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from teengined.core.errors import DriverError, OutOfDeviceMemory
 from teengined.core.quantities import format_bytes
-
 from teengined_drivers.budget import whole_pages
 
 if TYPE_CHECKING:

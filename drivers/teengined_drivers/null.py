@@ -9,7 +9,6 @@ from teengined.core.device import DeviceDescription, DeviceSpec, MemoryInfo
 from teengined.core.errors import DeviceUnavailable, DriverError
 from teengined.interfaces.driver import Availability, CopyEvent, Device, Driver
 from teengined.interfaces.hookspecs import hookimpl
-
 from teengined_drivers.budget import Budget, whole_pages
 from teengined_drivers.host_buffers import HostBuffers
 

@@ -20,7 +20,7 @@ _MIN_BLOCK_ROWS = 16
 def linear_in_blocks(
     x_TI: "torch.Tensor", weight_OI: "torch.Tensor", read_block: Callable[[int, int], "torch.Tensor"]
 ) -> "torch.Tensor":
-    """Return `x @ weight.T` as (T, O) in `x`'s dtype, where `read_block(start, end)` gives weight rows in that dtype."""
+    """Return `x @ weight.T` as (T, O) in `x`'s dtype; `read_block(start, end)` gives weight rows in that dtype."""
     import torch
 
     num_outputs, num_inputs = weight_OI.shape

@@ -37,7 +37,7 @@ def by_packed_weight(x_TI: "torch.Tensor", weight_OI: "torch.Tensor", scale_O: "
     """Use torch's own weight-only kernel, which reads each weight once. Fast at few rows of bf16."""
     import torch
 
-    return torch.ops.aten._weight_int8pack_mm(x_TI, weight_OI, scale_O.to(x_TI.dtype))
+    return torch.ops.aten._weight_int8pack_mm(x_TI, weight_OI, scale_O.to(x_TI.dtype))  # noqa: SLF001 - no public name
 
 
 def by_digits(x_TI: "torch.Tensor", weight_OI: "torch.Tensor", scale_O: "torch.Tensor") -> "torch.Tensor":
@@ -57,8 +57,9 @@ def by_digits(x_TI: "torch.Tensor", weight_OI: "torch.Tensor", scale_O: "torch.T
     block_outputs = max(64, _MAX_SUM_BYTES // (4 * _NUM_DIGITS * max(1, num_rows)))
     for start in range(0, num_outputs, block_outputs):
         end = min(start + block_outputs, num_outputs)
-        sums = torch._int_mm(digits_GTI, weight_OI[start:end].T).view(_NUM_DIGITS, num_rows, end - start)
-        torch.mul(sums[2].float(), 65536.0, out=y_TO[:, start:end]).add_(sums[1], alpha=256).add_(sums[0])
+        sums = torch.ops.aten._int_mm(digits_GTI, weight_OI[start:end].T)  # noqa: SLF001 - no public name
+        low_TO, middle_TO, high_TO = sums.view(_NUM_DIGITS, num_rows, end - start)
+        torch.mul(high_TO.float(), 65536.0, out=y_TO[:, start:end]).add_(middle_TO, alpha=256).add_(low_TO)
     return y_TO.mul_(amax_T1 * (1.0 / _FIXED_POINT_ONE)).mul_(scale_O).to(x_TI.dtype)
 
 

@@ -56,7 +56,7 @@ class KernelChoice:
         `agrees(reference, theirs)` is false. `synchronize` waits for the device.
         """
         winner = self._winners.get(key)
-        if winner in kernels:
+        if winner is not None and winner in kernels:
             return kernels[winner]()
         reference_name = next(iter(kernels))
         if len(kernels) == 1 or not self._measures:
@@ -94,19 +94,18 @@ class KernelChoice:
         return best_name, best_product
 
     def _time(self, kernel: Kernel, synchronize: Callable[[], None]) -> tuple[float, "torch.Tensor"]:
-        seconds = float("inf")
-        for repeat in range(1 + _NUM_REPEATS):
-            synchronize()
-            start = self._clock()
-            product = kernel()
-            synchronize()
-            elapsed = self._clock() - start
-            # The first run also builds what the library keeps for a shape; it counts only where it was long anyway.
-            if repeat > 0 or elapsed > _LONG_RUN_SECONDS:
-                seconds = min(seconds, elapsed)
-            if elapsed > _LONG_RUN_SECONDS:
-                break
-        return seconds, product
+        # The first run also builds what the library keeps for a shape; it counts only where it was long anyway.
+        seconds, product = self._time_once(kernel, synchronize)
+        if seconds > _LONG_RUN_SECONDS:
+            return seconds, product
+        return min(self._time_once(kernel, synchronize)[0] for _ in range(_NUM_REPEATS)), product
+
+    def _time_once(self, kernel: Kernel, synchronize: Callable[[], None]) -> tuple[float, "torch.Tensor"]:
+        synchronize()
+        start = self._clock()
+        product = kernel()
+        synchronize()
+        return self._clock() - start, product
 
     def _remember(self, key: Hashable, winner: str) -> None:
         with self._lock:
