@@ -66,6 +66,8 @@ class Stage:
     transport: str
     """Transport to the next stage; empty on the last."""
     cost: StageCost
+    streamed_bytes: int = 0
+    """Bytes of layers and head that pass through the ring for every token (or step)."""
 
     @property
     def total_bytes(self) -> int:

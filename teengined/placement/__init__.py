@@ -1,0 +1,1 @@
+"""The planner: cost model, solver, lower bound, explanation. Pure; numpy is imported only when a plan is made."""

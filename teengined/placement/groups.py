@@ -1,0 +1,89 @@
+"""Units that are bound and streamed together: a layer with its experts, the head with what it shares."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from teengined.core.errors import PackageError
+from teengined.core.model import ModelManifest, UnitKind, UnitSpec
+
+__all__ = ["Group", "ModelGroups", "group_units"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Units with one tier between them. Parameters are counted by precision, because the cost follows it."""
+
+    units: tuple[UnitSpec, ...]
+    size_bytes: int
+    dense_parameters: Mapping[str, int]
+    expert_parameters: Mapping[str, int]
+    """Of all experts; a token computes only some of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelGroups:
+    """A model as the planner moves it."""
+
+    embedding: UnitSpec | None
+    layers: tuple[Group, ...]
+    head: Group
+    """Includes the embedding unit where the head is tied to it."""
+    tied: bool
+
+    @property
+    def streamable_bytes(self) -> int:
+        """Bytes that one token reads when nothing is resident."""
+        return self.head.size_bytes + sum(group.size_bytes for group in self.layers)
+
+
+def group_units(manifest: ModelManifest) -> ModelGroups:
+    """Return the groups of a manifest.
+
+    Raises:
+        PackageError: a layer has no unit.
+    """
+    by_layer: list[list[UnitSpec]] = [[] for _ in range(manifest.num_layers)]
+    embedding: UnitSpec | None = None
+    head: list[UnitSpec] = []
+    for unit in manifest.units:
+        if unit.kind is UnitKind.EMBEDDING:
+            embedding = unit
+        elif unit.kind is UnitKind.HEAD:
+            head.append(unit)
+        elif unit.layer is not None and 0 <= unit.layer < manifest.num_layers:
+            by_layer[unit.layer].append(unit)
+    for layer, units in enumerate(by_layer):
+        if not units:
+            raise PackageError(f"package {manifest.name} has no unit for layer {layer}", hint="convert it again")
+    tied = embedding is not None and _is_tied(manifest, embedding)
+    if tied and embedding is not None:
+        head.append(embedding)
+    layers = tuple(_group(sorted(units, key=_dense_first)) for units in by_layer)
+    return ModelGroups(embedding=embedding, layers=layers, head=_group(head), tied=tied)
+
+
+def _is_tied(manifest: ModelManifest, embedding: UnitSpec) -> bool:
+    shared = set(manifest.tied_parameters.values())
+    return any(tensor.parameter in shared for tensor in embedding.tensors)
+
+
+def _dense_first(unit: UnitSpec) -> int:
+    return -1 if unit.expert is None else unit.expert
+
+
+def _group(units: Iterable[UnitSpec]) -> Group:
+    members = tuple(units)
+    return Group(
+        units=members,
+        size_bytes=sum(unit.size_bytes for unit in members),
+        dense_parameters=_count(unit for unit in members if unit.kind is not UnitKind.EXPERT),
+        expert_parameters=_count(unit for unit in members if unit.kind is UnitKind.EXPERT),
+    )
+
+
+def _count(units: Iterable[UnitSpec]) -> Mapping[str, int]:
+    parameters: Counter[str] = Counter()
+    for unit in units:
+        parameters[unit.precision] += unit.num_parameters
+    return dict(parameters)
