@@ -104,3 +104,13 @@ def test_every_hook_is_explained_to_those_who_implement_it() -> None:
     hooks = re.findall(r"^def (teengine_\w+)", (ROOT / "teengined/interfaces/hookspecs.py").read_text(), re.MULTILINE)
 
     assert [hook for hook in hooks if hook not in (ROOT / "CONTRIBUTING.md").read_text()] == []
+
+
+def test_every_folder_has_its_purpose_in_the_list() -> None:
+    parents = [path.relative_to(ROOT).parent.parts for path in tracked_files()]
+    folders = {
+        "/".join(parts[:2]) for parts in parents if parts and parts[0] in ("teengined", "tests", "drivers", "plugins")
+    }
+    listed = set(re.findall(r"`([^`]+)`", (ROOT / "CONTRIBUTING.md").read_text()))
+
+    assert {folder for folder in folders if "/" in folder} - listed == set()
