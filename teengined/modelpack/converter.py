@@ -1,12 +1,12 @@
 """Makes a model package from a checkpoint.
 
-Memory: the converter holds one tensor of the checkpoint as it was read, the parameter made of it, and its encoding, and
-for checkpoints that keep a layer's experts fused in one tensor, that tensor for the whole layer. So the bound is
+Memory: the converter holds the tensors of the checkpoint that make one parameter, that parameter, and its encoding
+twice while its blocks are joined. So it needs, beyond the process itself (about 300 MB with torch and transformers),
 
-    base of the process + 4 x the largest parameter in fp32
+    at most 4 x the largest parameter, in fp32 or the checkpoint's dtype, whichever is wider, + 256 MB for blocks
 
-where a layer's fused experts count as one parameter only if the checkpoint itself fuses them. It does not grow with the
-number of layers, nor with the number of experts of checkpoints that keep them apart.
+A layer's experts count as one parameter only where the checkpoint itself fuses them into one tensor. The bound does not
+grow with the number of layers, nor with the number of experts of checkpoints that keep them apart.
 `tests/integration/test_conversion_memory.py` holds it to that.
 """
 

@@ -27,6 +27,8 @@ _DTYPE_NAMES = {
     torch.float8_e5m2: "F8_E5M2",
 }
 _FP16_LARGEST = 65504.0
+# Values encoded at a time: 32 MB in fp32, large enough that the number of calls does not matter.
+_BLOCK_VALUES = 8 * 2**20
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -69,11 +71,21 @@ class ParameterEncoder:
         if target is not None:
             yield _as_bytes(parameter.name, "data", tensor.to(target))
             return
-        matrix = tensor.T.contiguous() if parameter.role is Role.TRANSPOSED else tensor
-        encoded = dict(self._strategy.encode(matrix))
-        del matrix, tensor
+        encoded = self._encode_by_rows(tensor.T if parameter.role is Role.TRANSPOSED else tensor)
+        del tensor
         for part in sorted(encoded, key=lambda name: (name != "data", name)):
             yield _as_bytes(parameter.name, part, encoded.pop(part))
+
+    def _encode_by_rows(self, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Encode a block of rows at a time: a strategy's temporaries are several times what it gets.
+
+        Every part is indexed by row, as `PrecisionStrategy.embedding` relies on, so blocks can be joined.
+        """
+        rows = max(1, _BLOCK_VALUES // max(matrix.shape[1], 1))
+        blocks = [dict(self._strategy.encode(block.contiguous())) for block in matrix.split(rows)]
+        if len(blocks) == 1:
+            return blocks[0]
+        return {part: torch.cat([block.pop(part) for block in blocks]) for part in list(blocks[0])}
 
     def _matrix_dtype(self) -> torch.dtype | None:
         return torch.float16 if self._strategy.name == "fp16" else None

@@ -18,6 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.pytorch_utils import Conv1D
 
 from teengined.core.errors import SourceError, UnsupportedArchitecture
+from teengined.modelpack.kv_elements import kv_elements
 from teengined.modelpack.support import check_config, check_model, experts_modules, layer_list
 
 __all__ = ["COMPUTE_DTYPES", "ModelOutline", "ParameterOutline", "Role", "build_config", "build_outline"]
@@ -135,7 +136,7 @@ def build_outline(config: PreTrainedConfig, compute_dtype: str) -> ModelOutline:
         layers=tuple(tuple(layer) for layer in layers),
         head=tuple(after),
         tied=tied,
-        kv_elements_per_token=tuple(_kv_elements(model, layer) for layer in range(num_layers)),
+        kv_elements_per_token=tuple(kv_elements(model, layer) for layer in range(num_layers)),
     )
 
 
@@ -182,28 +183,3 @@ def _role(module: nn.Module, leaf: str) -> Role:
     if leaf == "weight" and isinstance(module, Conv1D):
         return Role.TRANSPOSED
     return Role.PLAIN
-
-
-def _kv_elements(model: PreTrainedModel, layer: int) -> int:
-    """Return the numbers that one token leaves in a layer's cache.
-
-    Grouped-query attention keeps the projected keys and values; multi-head latent attention, as transformers caches
-    it, keeps full keys (no-position and rotary part) and values of every head.
-    """
-    config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    if getattr(config, "kv_lora_rank", None) and getattr(config, "qk_nope_head_dim", None):
-        return heads * (config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim)
-    prefix, _ = layer_list(model)
-    widths = {
-        name.rpartition(".")[2]: module.out_features
-        for name, module in model.get_submodule(f"{prefix}.{layer}").named_modules()
-        if isinstance(module, nn.Linear)
-    }
-    if "k_proj" in widths and "v_proj" in widths:
-        return widths["k_proj"] + widths["v_proj"]
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    if getattr(config, "multi_query", False):
-        kv_heads = 1
-    return 2 * kv_heads * head_dim

@@ -40,8 +40,11 @@ class GgufSource(ModelSource):
         path = Path(reference).expanduser()
         if path.suffix.lower() == ".gguf":
             return True
+        if not path.is_file():
+            return False
         try:
-            return path.is_file() and path.open("rb").read(4) == _MAGIC
+            with path.open("rb") as file:
+                return file.read(4) == _MAGIC
         except OSError:
             return False
 
@@ -68,7 +71,7 @@ class GgufCheckpoint(Checkpoint):
     def config(self) -> Mapping[str, Any]:
         """The metadata as a `config.json`."""
         if self._config is None:
-            self._config = config_mapping(self._path, self._metadata, self._rope_factors())
+            self._config = config_mapping(self._metadata, self._names(), self._rope_factors())
         return self._config
 
     @property
@@ -124,6 +127,9 @@ class GgufCheckpoint(Checkpoint):
     def _metadata(self, key: str) -> Any:
         field = self._reader.get_field(key)
         return None if field is None else field.contents()
+
+    def _names(self) -> frozenset[str]:
+        return frozenset(tensor.name for tensor in self._reader.tensors)
 
     def _rope_factors(self) -> list[float] | None:
         for tensor in self._reader.tensors:

@@ -5,8 +5,7 @@ and what cannot be expressed is refused, so that no model runs with a wrong rota
 """
 
 import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from teengined.core.errors import SourceError, UnsupportedArchitecture
@@ -27,6 +26,9 @@ ARCHITECTURES = (
 )
 """GGUF architectures whose values and metadata are mapped completely, each held to the original in a test."""
 
+_MODEL_TYPES = {"gemma3": "gemma3_text", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}
+"""transformers' names where they differ."""
+
 _RENAMED = {
     "attention.key_length": "head_dim",
     "attention.sliding_window": "sliding_window",
@@ -44,12 +46,14 @@ _LLAMA3_ROPE = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor
 _LLAMA3_CONTEXT_TOKENS = 8192
 
 
-def config_mapping(path: Path, metadata: Callable[[str], Any], rope_factors: list[float] | None) -> dict[str, Any]:
+def config_mapping(
+    metadata: Callable[[str], Any], tensor_names: Collection[str], rope_factors: list[float] | None
+) -> dict[str, Any]:
     """Return the file's configuration as `config.json` would have it.
 
     Args:
-        path: the GGUF file.
         metadata: looks a key of the file up; None where it is absent.
+        tensor_names: GGUF names of the file's tensors.
         rope_factors: the values of `rope_freqs.weight`, where the file has that tensor.
 
     Raises:
@@ -67,26 +71,34 @@ def config_mapping(path: Path, metadata: Callable[[str], Any], rope_factors: lis
             "GGUF files of mixture-of-experts llama models cannot be converted",
             hint="use the model's safetensors files",
         )
-    config = _from_transformers(path)
-    for key, field in _RENAMED.items():
-        if (value := metadata(f"{architecture}.{key}")) is not None:
-            config[field] = value
-    if architecture == "gpt2":
-        config["n_positions"] = config.pop("n_ctx", config.get("n_positions"))
-    _add_attention_scale(config, architecture)
-    _add_partial_rotary(config, architecture, metadata)
-    _add_rope_scaling(config, architecture, metadata, rope_factors)
-    return _as_config_json(config)
-
-
-def _from_transformers(path: Path) -> dict[str, Any]:
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
+    config = _stated(architecture, metadata)
+    config["tie_word_embeddings"] = "output.weight" not in tensor_names
     try:
-        config = dict(load_gguf_checkpoint(str(path))["config"])
-    except Exception as error:  # a parser of untrusted metadata may fail in any way
-        raise SourceError(f"{path.name}: its metadata cannot be read: {' '.join(str(error).split()):.200}") from error
-    config.pop("_model_name_or_path", None)
+        _add_attention_scale(config, architecture)
+        _add_partial_rotary(config, architecture, metadata)
+        _add_rope_scaling(config, architecture, metadata, rope_factors)
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise SourceError(f"its metadata make no {architecture} configuration: {error!r:.200}") from error
+    return _as_config_json(_MODEL_TYPES.get(architecture, architecture), config)
+
+
+def _stated(architecture: str, metadata: Callable[[str], Any]) -> dict[str, Any]:
+    """Return what the file states, under transformers' names."""
+    from transformers.integrations import GGUF_CONFIG_DEFAULTS_MAPPING, GGUF_CONFIG_MAPPING
+
+    table = "gemma3" if architecture == "gemma3" else _MODEL_TYPES.get(architecture, architecture)
+    config: dict[str, Any] = dict(GGUF_CONFIG_DEFAULTS_MAPPING.get(table, {}))
+    for key, field in {**GGUF_CONFIG_MAPPING[table], **_RENAMED}.items():
+        value = metadata(f"{architecture}.{key}")
+        if field is not None and value is not None:
+            config[field] = value
+    for key, field in GGUF_CONFIG_MAPPING["tokenizer"].items():
+        if (value := metadata(f"tokenizer.{key}")) is not None:
+            config[field] = value
+    if "vocab_size" not in config:
+        config["vocab_size"] = len(metadata("tokenizer.ggml.tokens") or ())
+    if architecture == "gpt2":
+        config["n_positions"] = config.pop("n_ctx", None)
     return config
 
 
@@ -145,10 +157,9 @@ def _llama3_factors(scaling: Mapping[str, Any], theta: float, count: int) -> lis
     return factors
 
 
-def _as_config_json(config: dict[str, Any]) -> dict[str, Any]:
+def _as_config_json(model_type: str, config: Mapping[str, Any]) -> dict[str, Any]:
     from transformers import AutoConfig
 
-    model_type = str(config.pop("model_type"))
     try:
         built = AutoConfig.for_model(model_type, **config)
     except Exception as error:  # transformers' validators raise classes of their own

@@ -84,15 +84,21 @@ def dequantize_rows(entry: GgufEntry, process: Callable[["np.ndarray"], "np.ndar
 
 
 def _name_map(config: Any, architecture: str) -> Mapping[str, str]:
+    """Return GGUF name -> name in the state dict, by the `gguf` library's table of names."""
     import torch
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
     from transformers import AutoModelForCausalLM
-    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
+    number = next(number for number, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    table = get_tensor_name_map(number, config.num_hidden_layers)
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config.to_dict())
-        return get_gguf_hf_weights_map(model, processor)
+            names = tuple(AutoModelForCausalLM.from_config(config).state_dict())
     except Exception as error:  # a model's constructor may fail in any way on metadata nobody checked
         problem = " ".join(str(error).split())
         raise SourceError(f"its metadata describe no {architecture} model: {problem:.200}") from error
+    known: dict[str, str] = {}
+    for name in names:
+        if (found := table.get_name(name, try_suffixes=(".weight", ".bias"))) is not None:
+            known[found] = name
+    return known
