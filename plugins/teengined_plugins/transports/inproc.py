@@ -1,30 +1,68 @@
-"""Between threads of one process: a bounded queue. For tests, and for stages that share a process."""
+"""Activations between threads of one process, through a bounded queue. For tests, and for stages that share a worker."""
 
-import collections
 import threading
-import time
-from typing import TYPE_CHECKING, ClassVar
+from collections import deque
+from typing import TYPE_CHECKING
 
 from teengined.core.errors import PeerLost, TransportError, TransportTimeout
 from teengined.interfaces.hookspecs import hookimpl
 from teengined.interfaces.transport import Activation, Receiver, Sender, Transport, TransportOptions
+from teengined_plugins.transports.deadline import Deadline
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Inproc", "teengine_register_transports"]
+__all__ = ["InprocTransport"]
 
 
 class _Channel:
-    """What both ends share. Every change wakes every waiter."""
+    """A queue with two ends, either of which may be closed. `changed` guards all of it."""
 
-    def __init__(self, num_slots: int) -> None:
-        self.num_slots = num_slots
-        self.messages: collections.deque[Activation] = collections.deque()
+    def __init__(self, options: TransportOptions) -> None:
+        self.options = options
         self.changed = threading.Condition()
-        self.is_connected = False
-        self.is_sender_gone = False
-        self.is_receiver_gone = False
+        self.messages: deque[Activation] = deque()
+        self.has_sender = False
+        self.sender_closed = False
+        self.receiver_closed = False
+
+
+class _Addresses:
+    """The addresses of this process, as a file system is for processes of a host."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.channels: dict[str, _Channel] = {}
+
+
+_ADDRESSES = _Addresses()
+
+
+class InprocTransport(Transport):
+    """Connects threads by name."""
+
+    name = "inproc"
+    reach = "process"
+
+    def listen(self, address: str, options: TransportOptions) -> Receiver:
+        """Claim `address` in this process; TransportError where it is taken."""
+        with _ADDRESSES.changed:
+            if address in _ADDRESSES.channels:
+                raise TransportError(f"{address} is listened on already")
+            channel = _ADDRESSES.channels[address] = _Channel(options)
+            _ADDRESSES.changed.notify_all()
+        return _InprocReceiver(address, channel)
+
+    def connect(self, address: str, options: TransportOptions, *, timeout_seconds: float) -> Sender:
+        """Take the sending end of `address`; it has one."""
+        with _ADDRESSES.changed:
+            if not _ADDRESSES.changed.wait_for(lambda: address in _ADDRESSES.channels, timeout_seconds):
+                raise TransportTimeout(f"nobody listened on {address} within {timeout_seconds:g} s")
+            channel = _ADDRESSES.channels[address]
+            if channel.has_sender:
+                raise TransportError(f"{address} has a sender already")
+            channel.has_sender = True
+        return _InprocSender(channel, options)
 
 
 class _InprocSender(Sender):
@@ -33,89 +71,70 @@ class _InprocSender(Sender):
         self._options = options
 
     def send(self, tag: int, tensor: "torch.Tensor", *, timeout_seconds: float) -> None:
+        """Queue a copy."""
         if tensor.nbytes > self._options.max_message_bytes:
-            raise TransportError(f"an activation of {tensor.nbytes} bytes; at most {self._options.max_message_bytes}")
-        channel = self._channel
-        with channel.changed:
-            channel.changed.wait_for(
-                lambda: channel.is_receiver_gone or len(channel.messages) < channel.num_slots, timeout_seconds
+            raise TransportError(
+                f"an activation of {tensor.nbytes} bytes exceeds the connection's {self._options.max_message_bytes}"
             )
-            if channel.is_receiver_gone:
-                raise PeerLost("the receiving stage is gone")
-            if len(channel.messages) >= channel.num_slots:
-                raise TransportTimeout(f"the receiving stage took nothing for {timeout_seconds:g} s")
-            channel.messages.append(Activation(tag=tag, tensor=tensor.detach().clone()))
+        channel, deadline = self._channel, Deadline(timeout_seconds)
+        with channel.changed:
+            self._wait_for_slot(channel, deadline)
+            # The copy is made under the lock: only the receiver waits, and it waits for this message.
+            message = Activation(tag=tag, tensor=tensor.detach().to("cpu", copy=True).contiguous())
+            channel.messages.append(message)
             channel.changed.notify_all()
 
+    def _wait_for_slot(self, channel: _Channel, deadline: Deadline) -> None:
+        if channel.sender_closed:
+            raise TransportError("this end is closed")
+        num_slots = min(self._options.num_slots, channel.options.num_slots)
+        channel.changed.wait_for(
+            lambda: channel.receiver_closed or len(channel.messages) < num_slots, deadline.left_seconds()
+        )
+        if channel.receiver_closed:
+            raise PeerLost("the receiver is gone")
+        if len(channel.messages) >= num_slots:
+            raise TransportTimeout(f"the receiver freed no slot within {deadline.timeout_seconds:g} s")
+
     def close(self) -> None:
+        """Tell the receiver that nothing more comes."""
         with self._channel.changed:
-            self._channel.is_sender_gone = True
+            self._channel.sender_closed = True
             self._channel.changed.notify_all()
 
 
 class _InprocReceiver(Receiver):
-    def __init__(self, transport: "Inproc", address: str, channel: _Channel) -> None:
-        self._transport = transport
+    def __init__(self, address: str, channel: _Channel) -> None:
         self._address = address
         self._channel = channel
 
     def recv(self, *, timeout_seconds: float) -> Activation:
+        """Take the oldest message."""
         channel = self._channel
         with channel.changed:
-            channel.changed.wait_for(lambda: channel.messages or channel.is_sender_gone, timeout_seconds)
+            if channel.receiver_closed:
+                raise TransportError("this end is closed")
+            channel.changed.wait_for(lambda: bool(channel.messages) or channel.sender_closed, timeout_seconds)
             if channel.messages:
                 message = channel.messages.popleft()
                 channel.changed.notify_all()
                 return message
-            if channel.is_sender_gone:
-                raise PeerLost("the sending stage is gone")
-        raise TransportTimeout(f"no activation came for {timeout_seconds:g} s")
+            if channel.sender_closed:
+                raise PeerLost("the sender is gone")
+        raise TransportTimeout(f"nothing came on {self._address} within {timeout_seconds:g} s")
 
     def close(self) -> None:
-        self._transport.forget(self._address, self._channel)
+        """Drop what was not taken and free the address."""
+        with _ADDRESSES.changed:
+            if _ADDRESSES.channels.get(self._address) is self._channel:
+                del _ADDRESSES.channels[self._address]
         with self._channel.changed:
-            self._channel.is_receiver_gone = True
+            self._channel.receiver_closed = True
+            self._channel.messages.clear()
             self._channel.changed.notify_all()
-
-
-class Inproc(Transport):
-    """Addresses are names within this process."""
-
-    name = "inproc"
-    reach = "process"
-
-    # Of the class, since every registry makes an instance of its own and both ends must meet.
-    _listening = threading.Condition()
-    _by_address: ClassVar[dict[str, _Channel]] = {}
-
-    def listen(self, address: str, options: TransportOptions) -> Receiver:
-        """Offer a channel under `address`; one that was there is replaced."""
-        channel = _Channel(options.num_slots)
-        with self._listening:
-            self._by_address[address] = channel
-            self._listening.notify_all()
-        return _InprocReceiver(self, address, channel)
-
-    def connect(self, address: str, options: TransportOptions, *, timeout_seconds: float) -> Sender:
-        """Take the sending end of the channel under `address`."""
-        deadline = time.monotonic() + timeout_seconds
-        with self._listening:
-            while True:
-                channel = self._by_address.get(address)
-                if channel is not None and not channel.is_connected:
-                    channel.is_connected = True
-                    return _InprocSender(channel, options)
-                if not self._listening.wait(max(0.0, deadline - time.monotonic())):
-                    raise TransportTimeout(f"nobody listened at {address} for {timeout_seconds:g} s")
-
-    def forget(self, address: str, channel: _Channel) -> None:
-        """Remove a closed receiver's address, unless another took it over."""
-        with self._listening:
-            if self._by_address.get(address) is channel:
-                del self._by_address[address]
 
 
 @hookimpl
 def teengine_register_transports() -> list[type[Transport]]:
-    """Return the transport."""
-    return [Inproc]
+    """Return the in-process transport."""
+    return [InprocTransport]

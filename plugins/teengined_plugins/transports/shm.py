@@ -1,20 +1,20 @@
-"""Between processes of one host: activations in shared memory, doorbells and credits over a unix socket.
+"""Activations between processes of one host: a ring of shared memory, and a socket beside it that rings and counts.
 
-The sender makes an anonymous memory file of `num_slots` slots, seals its size and passes it over the socket, so nothing
-of it has a name that could be left behind. One copy in at the sender, one copy out at the receiver.
+    sender                                   receiver
+      │  wait for a free slot                   │
+      ├─ copy in ──► slot ──► doorbell ────────►│  header checked, copy out
+      │◄──────────────────────── credit ────────┤  the slot is free again
 
-    sender                                receiver
-    memory file ───────────────────────►  mapped, its size and seals checked
-    (slot, tag, dtype, shape)  ────────►  copies the slot out
-    waits when no slot is free  ◄───────  (slot) is free again
-
-The socket is SOCK_SEQPACKET: messages arrive whole, and the end of a peer, however it ends, is an end of file.
+A message is copied once on each side and never passes through the socket. When a process dies the kernel closes its
+socket, so that the other learns of it at once. The only thing with a name is the socket `ADDRESS.sock`, mode 0600; it
+is removed when the sender has come.
 """
 
 import contextlib
 import os
 import select
 import socket
+import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,150 +22,295 @@ from typing import TYPE_CHECKING
 from teengined.core.errors import PeerLost, TransportError, TransportTimeout
 from teengined.interfaces.hookspecs import hookimpl
 from teengined.interfaces.transport import Activation, Receiver, Sender, Transport, TransportOptions
-from teengined_plugins.transports.shm_slots import SLOT_CREDIT, Doorbell, SharedSlots
+from teengined_plugins.transports.deadline import Deadline
+from teengined_plugins.transports.packets import PACKET_BYTES, Greeting, SlotHeader
+from teengined_plugins.transports.ring_memory import RingMemory, slot_bytes_for
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Shm", "teengine_register_transports"]
+__all__ = ["MAX_SLOTS", "ShmTransport"]
 
-_RETRY_SECONDS = 0.01
-_MAX_DOORBELL_BYTES = 4096
-
-
-class _ShmSender(Sender):
-    def __init__(self, connection: socket.socket, options: TransportOptions) -> None:
-        self._connection = connection
-        self._slots = SharedSlots.create(options)
-        self._free = list(range(options.num_slots))
-        socket.send_fds(connection, [b"slots"], [self._slots.descriptor])
-
-    def send(self, tag: int, tensor: "torch.Tensor", *, timeout_seconds: float) -> None:
-        if tensor.nbytes > self._slots.slot_bytes:
-            raise TransportError(f"an activation of {tensor.nbytes} bytes; at most {self._slots.slot_bytes}")
-        slot = self._take_slot(time.monotonic() + timeout_seconds, timeout_seconds)
-        doorbell = self._slots.write(slot, tag, tensor)
-        try:
-            self._connection.send(doorbell.pack())
-        except OSError as error:
-            raise PeerLost("the receiving stage is gone") from error
-
-    def close(self) -> None:
-        self._connection.close()
-        self._slots.close()
-
-    def _take_slot(self, deadline: float, timeout_seconds: float) -> int:
-        while True:
-            self._collect_credits(0.0 if self._free else max(0.0, deadline - time.monotonic()))
-            if self._free:
-                return self._free.pop()
-            if time.monotonic() >= deadline:
-                raise TransportTimeout(f"the receiving stage took nothing for {timeout_seconds:g} s")
-
-    def _collect_credits(self, wait_seconds: float) -> None:
-        while _is_readable(self._connection, wait_seconds):
-            try:
-                message = self._connection.recv(SLOT_CREDIT.size)
-            except OSError as error:
-                raise PeerLost("the receiving stage is gone") from error
-            if not message:
-                raise PeerLost("the receiving stage is gone")
-            self._free.append(SLOT_CREDIT.unpack(message)[0])
-            wait_seconds = 0.0
+# Doorbells and credits in flight must fit a socket's buffer, or a send could block where no deadline looks.
+MAX_SLOTS = 64
+# The kernel's limit for a socket's path is 108 bytes with the final zero.
+_MAX_PATH_BYTES = 107
+_CONNECT_RETRY_SECONDS = 0.005
+_CREDIT = b"\x01"
 
 
-class _ShmReceiver(Receiver):
-    def __init__(self, address: Path, options: TransportOptions) -> None:
-        self._address = address
-        self._options = options
-        self._connection: socket.socket | None = None
-        self._slots: SharedSlots | None = None
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        address.unlink(missing_ok=True)  # of an owner that was killed
-        before = os.umask(0o177)
-        try:
-            self._listener.bind(str(address))
-        except OSError as error:
-            self._listener.close()
-            raise TransportError(f"cannot listen at {address}: {error.strerror}") from error
-        finally:
-            os.umask(before)
-        self._listener.listen(1)
-
-    def recv(self, *, timeout_seconds: float) -> Activation:
-        deadline = time.monotonic() + timeout_seconds
-        connection, slots = self._accepted(deadline, timeout_seconds)
-        if not _is_readable(connection, max(0.0, deadline - time.monotonic())):
-            raise TransportTimeout(f"no activation came for {timeout_seconds:g} s")
-        try:
-            message = connection.recv(_MAX_DOORBELL_BYTES)
-        except OSError as error:
-            raise PeerLost("the sending stage is gone") from error
-        if not message:
-            raise PeerLost("the sending stage is gone")
-        doorbell = Doorbell.unpack(message)
-        activation = Activation(tag=doorbell.tag, tensor=slots.read(doorbell))
-        with contextlib.suppress(OSError):  # a sender that closed after its last message needs no credit
-            connection.send(SLOT_CREDIT.pack(doorbell.slot))
-        return activation
-
-    def close(self) -> None:
-        self._listener.close()
-        self._address.unlink(missing_ok=True)
-        if self._connection is not None:
-            self._connection.close()
-        if self._slots is not None:
-            self._slots.close()
-
-    def _accepted(self, deadline: float, timeout_seconds: float) -> tuple[socket.socket, SharedSlots]:
-        if self._connection is None or self._slots is None:
-            if not _is_readable(self._listener, max(0.0, deadline - time.monotonic())):
-                raise TransportTimeout(f"no sender came to {self._address.name} for {timeout_seconds:g} s")
-            self._connection, _ = self._listener.accept()
-            if not _is_readable(self._connection, max(0.0, deadline - time.monotonic())):
-                raise TransportTimeout(f"the sender at {self._address.name} sent no memory in {timeout_seconds:g} s")
-            message, descriptors, _, _ = socket.recv_fds(self._connection, 16, 1)
-            if not message or len(descriptors) != 1:
-                raise PeerLost("the sending stage is gone")
-            self._slots = SharedSlots.receive(descriptors[0], self._options)
-        return self._connection, self._slots
-
-
-class Shm(Transport):
-    """Addresses are socket paths in a private directory."""
+class ShmTransport(Transport):
+    """Connects processes of one host that can reach the same private directory."""
 
     name = "shm"
     reach = "host"
 
     def listen(self, address: str, options: TransportOptions) -> Receiver:
-        """Bind the socket, readable by this user only."""
-        return _ShmReceiver(Path(address), options)
+        """Bind `ADDRESS.sock`, in place of one that a dead process left; TransportError where a live one has it."""
+        _check_options(options)
+        path = _socket_path(address)
+        _remove_stale(path)
+        listener = _new_socket()
+        try:
+            # Set before binding, so that at no moment anyone else can connect.
+            os.fchmod(listener.fileno(), 0o600)
+            listener.bind(str(path))
+            listener.listen(1)
+        except OSError as error:
+            listener.close()
+            raise TransportError(f"cannot listen on {path}: {error}") from error
+        return _ShmReceiver(path, listener, options)
 
     def connect(self, address: str, options: TransportOptions, *, timeout_seconds: float) -> Sender:
-        """Connect as soon as the socket is there."""
-        deadline = time.monotonic() + timeout_seconds
-        while True:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            try:
-                connection.connect(address)
-                return _ShmSender(connection, options)
-            except (FileNotFoundError, ConnectionRefusedError, BlockingIOError) as error:
-                connection.close()
-                if time.monotonic() >= deadline:
-                    raise TransportTimeout(f"nobody listened at {address} for {timeout_seconds:g} s") from error
-            except OSError as error:
-                connection.close()
-                raise TransportError(f"cannot connect to {address}: {error}") from error
-            time.sleep(_RETRY_SECONDS)
+        """Connect to the socket and hand the ring over. Does not wait for the receiver to call `recv`."""
+        _check_options(options)
+        connection = _connect(_socket_path(address), Deadline(timeout_seconds))
+        slot_bytes = slot_bytes_for(options.max_message_bytes)
+        try:
+            ring, file = RingMemory.create(slot_bytes=slot_bytes, num_slots=options.num_slots)
+        except TransportError:
+            connection.close()
+            raise
+        try:
+            greeting = Greeting(slot_bytes=slot_bytes, num_slots=options.num_slots)
+            socket.send_fds(connection, [greeting.encode()], [file])
+        except OSError as error:
+            connection.close()
+            ring.close()
+            raise PeerLost(f"the receiver on {address} is gone: {error}") from error
+        finally:
+            os.close(file)
+        return _ShmSender(connection, ring, options)
 
 
-def _is_readable(connection: socket.socket, wait_seconds: float) -> bool:
+class _ShmSender(Sender):
+    def __init__(self, connection: socket.socket, ring: RingMemory, options: TransportOptions) -> None:
+        self._connection = connection
+        self._ring = ring
+        self._options = options
+        self._num_sent = 0
+        self._num_free = options.num_slots
+        self._open = True
+
+    def send(self, tag: int, tensor: "torch.Tensor", *, timeout_seconds: float) -> None:
+        """Copy the tensor into the next slot and ring."""
+        if not self._open:
+            raise TransportError("this end is closed")
+        if tensor.nbytes > self._options.max_message_bytes:
+            raise TransportError(
+                f"an activation of {tensor.nbytes} bytes exceeds the connection's {self._options.max_message_bytes}"
+            )
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        header = SlotHeader.describe(dtype, tensor.shape, sequence=self._num_sent, tag=tag)
+        self._wait_for_slot(Deadline(timeout_seconds))
+        self._ring.write(header, tensor)
+        try:
+            self._connection.send(header.encode(), socket.MSG_NOSIGNAL)
+        except OSError as error:
+            raise PeerLost(f"the receiver is gone: {error}") from error
+        self._num_sent += 1
+        self._num_free -= 1
+
+    def close(self) -> None:
+        """Hang up; what was sent stays readable, since the receiver holds the ring too."""
+        if self._open:
+            self._open = False
+            # A socket that is closed with credits unread resets the connection instead of ending it.
+            with contextlib.suppress(PeerLost):
+                self._take_credits()
+            self._connection.close()
+            self._ring.close()
+
+    def _wait_for_slot(self, deadline: Deadline) -> None:
+        self._take_credits()
+        while self._num_free == 0:
+            if not _wait_readable(self._connection, deadline):
+                raise TransportTimeout(f"the receiver freed no slot within {deadline.timeout_seconds:g} s")
+            self._take_credits()
+
+    def _take_credits(self) -> None:
+        while (packet := _read_packet(self._connection)) is not None:
+            if not packet:
+                raise PeerLost("the receiver is gone")
+            if packet != _CREDIT or self._num_free == self._options.num_slots:
+                raise TransportError("the receiver sent something that is no credit")
+            self._num_free += 1
+
+
+class _ShmReceiver(Receiver):
+    def __init__(self, path: Path, listener: socket.socket, options: TransportOptions) -> None:
+        self._path = path
+        self._listener: socket.socket | None = listener
+        self._connection: socket.socket | None = None
+        self._ring: RingMemory | None = None
+        self._options = options
+        self._num_received = 0
+        self._open = True
+
+    def recv(self, *, timeout_seconds: float) -> Activation:
+        """Wait for a doorbell and copy its slot out; the first call also lets the sender in."""
+        if not self._open:
+            raise TransportError("this end is closed")
+        deadline = Deadline(timeout_seconds)
+        connection, ring = self._connected(deadline)
+        packet = self._next_packet(connection, deadline)
+        header = SlotHeader.decode(
+            packet, sequence=self._num_received, max_message_bytes=self._options.max_message_bytes
+        )
+        tensor = ring.read(header)
+        self._num_received += 1
+        # A sender that hung up needs no credit; what it sent before is still to be read.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.send(_CREDIT, socket.MSG_NOSIGNAL)
+        return Activation(tag=header.tag, tensor=tensor)
+
+    def close(self) -> None:
+        """Hang up and remove the socket's file if it is still there."""
+        if self._open:
+            self._open = False
+            self._stop_listening()
+            if self._connection is not None:
+                self._connection.close()
+            if self._ring is not None:
+                self._ring.close()
+
+    def _next_packet(self, connection: socket.socket, deadline: Deadline) -> bytes:
+        while (packet := _read_packet(connection)) is None:
+            if not _wait_readable(connection, deadline):
+                raise TransportTimeout(f"nothing came on {self._path.name} within {deadline.timeout_seconds:g} s")
+        if not packet:
+            raise PeerLost("the sender is gone")
+        return packet
+
+    def _connected(self, deadline: Deadline) -> tuple[socket.socket, RingMemory]:
+        while self._connection is None or self._ring is None:
+            self._accept(deadline)
+        return self._connection, self._ring
+
+    def _accept(self, deadline: Deadline) -> None:
+        assert self._listener is not None, "listening ends when a sender is connected"
+        if not _wait_readable(self._listener, deadline):
+            raise TransportTimeout(f"no sender came to {self._path.name} within {deadline.timeout_seconds:g} s")
+        connection, _ = self._listener.accept()
+        connection.setblocking(False)
+        try:
+            ring = _receive_ring(connection, self._options, deadline)
+        except TransportError:
+            connection.close()
+            raise
+        if ring is None:
+            connection.close()  # somebody looked whether this address is alive
+            return
+        self._connection, self._ring = connection, ring
+        self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        if self._listener is not None:
+            self._path.unlink(missing_ok=True)
+            self._listener.close()
+            self._listener = None
+
+
+def _check_options(options: TransportOptions) -> None:
+    if not 1 <= options.num_slots <= MAX_SLOTS:
+        raise TransportError(f"a connection has 1 to {MAX_SLOTS} slots, not {options.num_slots}")
+    if options.max_message_bytes < 1:
+        raise TransportError(f"max_message_bytes must be at least 1, got {options.max_message_bytes}")
+
+
+def _socket_path(address: str) -> Path:
+    path = Path(f"{address}.sock")
+    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+        raise TransportError(
+            f"the socket path {path} exceeds the system's {_MAX_PATH_BYTES} bytes",
+            hint="choose a runtime directory with a shorter path",
+        )
+    return path
+
+
+def _new_socket() -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    made.setblocking(False)
+    return made
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that nobody listens on any more."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise TransportError(f"{path} exists and is no socket")
+    except FileNotFoundError:
+        return
+    with _new_socket() as probe:
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return
+        except BlockingIOError:
+            pass  # its queue is full, so it lives
+    raise TransportError(f"{path} is listened on already")
+
+
+def _connect(path: Path, deadline: Deadline) -> socket.socket:
+    while True:
+        connection = _new_socket()
+        try:
+            connection.connect(str(path))
+            return connection
+        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError) as error:
+            connection.close()
+            if not deadline.left_seconds():
+                raise TransportTimeout(f"nobody listened on {path} within {deadline.timeout_seconds:g} s") from error
+            time.sleep(min(_CONNECT_RETRY_SECONDS, deadline.left_seconds()))
+        except OSError as error:
+            connection.close()
+            raise TransportError(f"cannot connect to {path}: {error}") from error
+
+
+def _receive_ring(connection: socket.socket, options: TransportOptions, deadline: Deadline) -> RingMemory | None:
+    """Return the ring that a new sender offers; None where it hung up without a word."""
+    if not _wait_readable(connection, deadline):
+        raise TransportTimeout("a sender connected and did not introduce itself")
+    try:
+        packet, files, _, _ = socket.recv_fds(connection, PACKET_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        return None
+    try:
+        if not packet:
+            return None
+        greeting = Greeting.decode(packet)
+        wanted = Greeting(slot_bytes=slot_bytes_for(options.max_message_bytes), num_slots=options.num_slots)
+        if greeting != wanted or len(files) != 1:
+            raise TransportError(
+                f"the ends disagree: the sender has {greeting.num_slots} slots of {greeting.slot_bytes} bytes,"
+                f" the receiver {wanted.num_slots} of {wanted.slot_bytes}"
+            )
+        return RingMemory.attach(files[0], slot_bytes=greeting.slot_bytes, num_slots=greeting.num_slots)
+    finally:
+        for file in files:
+            os.close(file)
+
+
+def _read_packet(connection: socket.socket) -> bytes | None:
+    """Return the next packet, empty where the other end hung up, None where there is none yet."""
+    for _ in range(2):
+        try:
+            return connection.recv(PACKET_BYTES)
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            continue  # reported once, before the packets that are still queued
+    return b""
+
+
+def _wait_readable(waited: socket.socket, deadline: Deadline) -> bool:
     poller = select.poll()
-    poller.register(connection, select.POLLIN)
-    return bool(poller.poll(wait_seconds * 1000))
+    poller.register(waited, select.POLLIN)
+    return bool(poller.poll(deadline.left_milliseconds()))
 
 
 @hookimpl
 def teengine_register_transports() -> list[type[Transport]]:
-    """Return the transport."""
-    return [Shm]
+    """Return the shared-memory transport."""
+    return [ShmTransport]
