@@ -1,4 +1,4 @@
-"""Activations between threads of one process, through a bounded queue. For tests, and for stages that share a worker."""
+"""Activations between threads of one process, through a bounded queue. For tests, and for stages of one worker."""
 
 import threading
 from collections import deque

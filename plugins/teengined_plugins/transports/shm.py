@@ -12,10 +12,7 @@ is removed when the sender has come.
 
 import contextlib
 import os
-import select
 import socket
-import stat
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +20,14 @@ from teengined.core.errors import PeerLost, TransportError, TransportTimeout
 from teengined.interfaces.hookspecs import hookimpl
 from teengined.interfaces.transport import Activation, Receiver, Sender, Transport, TransportOptions
 from teengined_plugins.transports.deadline import Deadline
+from teengined_plugins.transports.doorbell import (
+    connect_to,
+    new_socket,
+    read_packet,
+    remove_stale,
+    socket_path,
+    wait_readable,
+)
 from teengined_plugins.transports.packets import PACKET_BYTES, Greeting, SlotHeader
 from teengined_plugins.transports.ring_memory import RingMemory, slot_bytes_for
 
@@ -33,9 +38,6 @@ __all__ = ["MAX_SLOTS", "ShmTransport"]
 
 # Doorbells and credits in flight must fit a socket's buffer, or a send could block where no deadline looks.
 MAX_SLOTS = 64
-# The kernel's limit for a socket's path is 108 bytes with the final zero.
-_MAX_PATH_BYTES = 107
-_CONNECT_RETRY_SECONDS = 0.005
 _CREDIT = b"\x01"
 
 
@@ -48,9 +50,9 @@ class ShmTransport(Transport):
     def listen(self, address: str, options: TransportOptions) -> Receiver:
         """Bind `ADDRESS.sock`, in place of one that a dead process left; TransportError where a live one has it."""
         _check_options(options)
-        path = _socket_path(address)
-        _remove_stale(path)
-        listener = _new_socket()
+        path = socket_path(address)
+        remove_stale(path)
+        listener = new_socket()
         try:
             # Set before binding, so that at no moment anyone else can connect.
             os.fchmod(listener.fileno(), 0o600)
@@ -64,7 +66,7 @@ class ShmTransport(Transport):
     def connect(self, address: str, options: TransportOptions, *, timeout_seconds: float) -> Sender:
         """Connect to the socket and hand the ring over. Does not wait for the receiver to call `recv`."""
         _check_options(options)
-        connection = _connect(_socket_path(address), Deadline(timeout_seconds))
+        connection = connect_to(socket_path(address), Deadline(timeout_seconds))
         slot_bytes = slot_bytes_for(options.max_message_bytes)
         try:
             ring, file = RingMemory.create(slot_bytes=slot_bytes, num_slots=options.num_slots)
@@ -124,12 +126,12 @@ class _ShmSender(Sender):
     def _wait_for_slot(self, deadline: Deadline) -> None:
         self._take_credits()
         while self._num_free == 0:
-            if not _wait_readable(self._connection, deadline):
+            if not wait_readable(self._connection, deadline):
                 raise TransportTimeout(f"the receiver freed no slot within {deadline.timeout_seconds:g} s")
             self._take_credits()
 
     def _take_credits(self) -> None:
-        while (packet := _read_packet(self._connection)) is not None:
+        while (packet := read_packet(self._connection)) is not None:
             if not packet:
                 raise PeerLost("the receiver is gone")
             if packet != _CREDIT or self._num_free == self._options.num_slots:
@@ -175,8 +177,8 @@ class _ShmReceiver(Receiver):
                 self._ring.close()
 
     def _next_packet(self, connection: socket.socket, deadline: Deadline) -> bytes:
-        while (packet := _read_packet(connection)) is None:
-            if not _wait_readable(connection, deadline):
+        while (packet := read_packet(connection)) is None:
+            if not wait_readable(connection, deadline):
                 raise TransportTimeout(f"nothing came on {self._path.name} within {deadline.timeout_seconds:g} s")
         if not packet:
             raise PeerLost("the sender is gone")
@@ -189,7 +191,7 @@ class _ShmReceiver(Receiver):
 
     def _accept(self, deadline: Deadline) -> None:
         assert self._listener is not None, "listening ends when a sender is connected"
-        if not _wait_readable(self._listener, deadline):
+        if not wait_readable(self._listener, deadline):
             raise TransportTimeout(f"no sender came to {self._path.name} within {deadline.timeout_seconds:g} s")
         connection, _ = self._listener.accept()
         connection.setblocking(False)
@@ -218,59 +220,9 @@ def _check_options(options: TransportOptions) -> None:
         raise TransportError(f"max_message_bytes must be at least 1, got {options.max_message_bytes}")
 
 
-def _socket_path(address: str) -> Path:
-    path = Path(f"{address}.sock")
-    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
-        raise TransportError(
-            f"the socket path {path} exceeds the system's {_MAX_PATH_BYTES} bytes",
-            hint="choose a runtime directory with a shorter path",
-        )
-    return path
-
-
-def _new_socket() -> socket.socket:
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    made.setblocking(False)
-    return made
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove a socket that nobody listens on any more."""
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise TransportError(f"{path} exists and is no socket")
-    except FileNotFoundError:
-        return
-    with _new_socket() as probe:
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            path.unlink(missing_ok=True)
-            return
-        except BlockingIOError:
-            pass  # its queue is full, so it lives
-    raise TransportError(f"{path} is listened on already")
-
-
-def _connect(path: Path, deadline: Deadline) -> socket.socket:
-    while True:
-        connection = _new_socket()
-        try:
-            connection.connect(str(path))
-            return connection
-        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError) as error:
-            connection.close()
-            if not deadline.left_seconds():
-                raise TransportTimeout(f"nobody listened on {path} within {deadline.timeout_seconds:g} s") from error
-            time.sleep(min(_CONNECT_RETRY_SECONDS, deadline.left_seconds()))
-        except OSError as error:
-            connection.close()
-            raise TransportError(f"cannot connect to {path}: {error}") from error
-
-
 def _receive_ring(connection: socket.socket, options: TransportOptions, deadline: Deadline) -> RingMemory | None:
     """Return the ring that a new sender offers; None where it hung up without a word."""
-    if not _wait_readable(connection, deadline):
+    if not wait_readable(connection, deadline):
         raise TransportTimeout("a sender connected and did not introduce itself")
     try:
         packet, files, _, _ = socket.recv_fds(connection, PACKET_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
@@ -290,24 +242,6 @@ def _receive_ring(connection: socket.socket, options: TransportOptions, deadline
     finally:
         for file in files:
             os.close(file)
-
-
-def _read_packet(connection: socket.socket) -> bytes | None:
-    """Return the next packet, empty where the other end hung up, None where there is none yet."""
-    for _ in range(2):
-        try:
-            return connection.recv(PACKET_BYTES)
-        except BlockingIOError:
-            return None
-        except ConnectionResetError:
-            continue  # reported once, before the packets that are still queued
-    return b""
-
-
-def _wait_readable(waited: socket.socket, deadline: Deadline) -> bool:
-    poller = select.poll()
-    poller.register(waited, select.POLLIN)
-    return bool(poller.poll(deadline.left_milliseconds()))
 
 
 @hookimpl
