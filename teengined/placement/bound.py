@@ -22,6 +22,8 @@ __all__ = ["latency_bound", "lower_bound", "period_bound"]
 # Subgradient steps; 32 devices and 100 layers cost about 3 ms each. The step is halved after so many in vain.
 _MAX_STEPS = 120
 _PATIENCE = 6
+# Halvings of the worth of a layer: more than a float has digits for is in vain.
+_BISECTIONS = 50
 
 
 def lower_bound(instance: Instance, achieved_seconds: float) -> float:
@@ -39,7 +41,7 @@ def lower_bound(instance: Instance, achieved_seconds: float) -> float:
 def latency_bound(instance: Instance, achieved_seconds: float) -> float:
     """Return the best Lagrangian bound found in a fixed number of steps."""
     hop_dd = instance.hop_dd + np.diag(np.full(len(instance.hop_dd), np.inf))
-    prices_d = np.zeros(len(hop_dd))
+    prices_d = _first_prices(instance)
     best, scale, idle = 0.0, 1.0, 0
     for _ in range(_MAX_STEPS):
         value, uses_d = _cheapest_walk(instance.cost_dse + prices_d[:, None, None], hop_dd)
@@ -56,6 +58,37 @@ def latency_bound(instance: Instance, achieved_seconds: float) -> float:
         step = scale * (achieved_seconds - value) / norm
         prices_d = np.maximum(0.0, prices_d + step * surplus_d)
     return min(best, achieved_seconds)
+
+
+def _first_prices(instance: Instance) -> FloatArray:
+    """Return prices from a coarser problem: share out L layers when only their number on a device counts.
+
+    With c_d(n) the cheapest stage of n layers, its dual is: maximise r L - sum_d u_d over the worth r of a layer, where
+    u_d = max(0, max_n r n - c_d(n)) is what device d earns. The dual is concave in r: bisect where the layers taken
+    cross L.
+    """
+    num_devices, num_layers, _ = instance.cost_dse.shape
+    lengths_n = np.asarray(range(1, num_layers + 1), dtype=np.int64)
+    cost_dn = _cheapest_by_length(instance.cost_dse)
+    if num_devices > 1:
+        others_dd = instance.hop_dd + np.diag(np.full(num_devices, np.inf))
+        cost_dn = cost_dn + others_dd.min(axis=0)[:, None]
+    low, high = 0.0, float(cost_dn[np.isfinite(cost_dn)].max(initial=0.0))
+    for _ in range(_BISECTIONS):
+        worth = (low + high) / 2
+        earned_dn = worth * lengths_n - cost_dn
+        taken_d = np.where(earned_dn.max(axis=1) > 0, lengths_n[earned_dn.argmax(axis=1)], 0)
+        low, high = (low, worth) if taken_d.sum() >= num_layers else (worth, high)
+    return np.maximum(0.0, (high * lengths_n - cost_dn).max(axis=1))
+
+
+def _cheapest_by_length(cost_dse: FloatArray) -> FloatArray:
+    """Return each device's cheapest stage of n = 1 … L layers, shape [d, n - 1]."""
+    num_devices, num_layers, _ = cost_dse.shape
+    cost_dn = np.empty((num_devices, num_layers))
+    for length in range(1, num_layers + 1):
+        cost_dn[:, length - 1] = cost_dse.diagonal(length, axis1=1, axis2=2).min(axis=1)
+    return cost_dn
 
 
 def period_bound(instance: Instance) -> float:

@@ -13,16 +13,25 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BoolArray", "IntArray", "Residency", "StageSizes", "choose_resident", "least_bytes", "ring_bytes", "spread"]
+__all__ = [
+    "IntArray",
+    "Residency",
+    "StageSizes",
+    "choose_resident",
+    "least_bytes",
+    "most_bytes",
+    "ring_bytes",
+    "spread",
+]
 
 IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 
 # Ways to mix sizes that are tried before the choice falls back to largest-first. Real models have one to three sizes
 # (a layer, another kind of layer, the head) and need at most about a hundred.
 _MAX_MIXES = 128
-# Largest streamed sizes that are tried, for models where every layer has a size of its own.
+# Up to so many sizes, each is tried as the largest streamed one; of more, only the first few.
 _MAX_RING_SIZES = 8
+_FEW_RING_SIZES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +90,7 @@ def choose_resident(
     # Without a limit, a ring with fewer slots than `ring_slots` holds every streamed group, which could as well stay.
     ring_choices = range(1 if limit is not None else ring_slots, ring_slots + 1)
     if not bool((best >= 0).all()):
-        for largest, slots in itertools.product(range(min(len(stage.sizes), _MAX_RING_SIZES)), ring_choices):
+        for largest, slots in itertools.product(_ring_sizes(stage), ring_choices):
             room = available - slots * stage.sizes[largest]
             room = room if limit is None else np.minimum(room, limit)
             mixes, complete = _mixes(stage, room, largest)
@@ -98,12 +107,35 @@ def least_bytes(stage: StageSizes, *, ring_slots: int, limit: IntArray | None = 
     unlimited = np.iinfo(np.int64).max // 4  # so that sums of it with other needs do not wrap
     cap = np.int64(unlimited) if limit is None else limit
     least = np.where(whole <= cap, whole, unlimited)
-    for largest, size in enumerate(stage.sizes):
+    for largest in _ring_sizes(stage):
+        size = stage.sizes[largest]
         forced = _bytes_of(stage.counts[:largest], stage.sizes[:largest], like=whole)
         streamed = sum(stage.counts[largest:], np.zeros_like(whole))
         need = forced + np.minimum(ring_slots, streamed) * size
         least = np.minimum(least, np.where((forced <= cap) & (streamed > 0), need, unlimited))
     return least
+
+
+def most_bytes(stage: StageSizes, available: IntArray, *, ring_slots: int, limit: IntArray | None = None) -> IntArray:
+    """Return bytes that no resident set can exceed, as if a part of a group could stay; -1 where nothing fits.
+
+    Arguments as for `choose_resident`, which comes to within the size of one group of it.
+    """
+    whole = stage.total_bytes
+    cap = whole if limit is None else np.minimum(limit, whole)
+    most = np.where((whole <= available) & (whole <= cap), whole, np.int64(-1))
+    slots = 1 if limit is not None else ring_slots
+    for largest, size in enumerate(stage.sizes):
+        forced = _bytes_of(stage.counts[:largest], stage.sizes[:largest], like=whole)
+        room = np.minimum(available - slots * size, cap)
+        most = np.where(forced <= room, np.maximum(most, room), most)
+    return most
+
+
+def _ring_sizes(stage: StageSizes) -> range:
+    """Return which sizes are tried as the largest streamed one."""
+    num_sizes = len(stage.sizes)
+    return range(num_sizes if num_sizes <= _MAX_RING_SIZES else _FEW_RING_SIZES)
 
 
 def _mixes(stage: StageSizes, room: IntArray, largest: int) -> tuple[Iterator[list[IntArray]], bool]:

@@ -13,8 +13,9 @@ from teengined.placement.table import FloatArray
 
 __all__ = ["Instance", "Solution", "solve"]
 
-# Subset states times classes times L²: 8 different devices and 100 layers, which takes about 0.1 s for a sum.
-_EXACT_WORK = 8 * 2**8 * 100**2
+# Subset states times classes times L² that are worth an exact answer, which takes about 2 ns each: 12 different devices
+# and 100 layers for one sum, 8 for the many sums that a period takes.
+_EXACT_WORK = {Objective.LATENCY: 12 * 2**12 * 100**2, Objective.THROUGHPUT: 8 * 2**8 * 100**2}
 # However many layers there are, so many devices are always solved exactly.
 _EXACT_DEVICES = 8
 
@@ -147,7 +148,7 @@ def _class_hops(hop_dd: FloatArray, classes: Sequence[Sequence[int]]) -> FloatAr
 def _is_small(instance: Instance, classes: Sequence[Sequence[int]]) -> bool:
     num_devices, num_layers, _ = instance.cost_dse.shape
     work = num_subsets([len(members) for members in classes]) * len(classes) * num_layers**2
-    return num_devices <= _EXACT_DEVICES or work <= _EXACT_WORK
+    return num_devices <= _EXACT_DEVICES or work <= _EXACT_WORK[instance.objective]
 
 
 def _name_devices(route: Route, classes: Sequence[Sequence[int]]) -> Route:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teengined.placement.costs import CostModel
-from teengined.placement.residency import IntArray, StageSizes, choose_resident
+from teengined.placement.residency import IntArray, StageSizes, choose_resident, most_bytes
 
 __all__ = [
     "FloatArray",
@@ -69,15 +69,15 @@ def build_table(model: CostModel, host_bytes_of_device: Sequence[int], *, fracti
     Args:
         model: What everything costs.
         host_bytes_of_device: For each device, what any one stage on it may keep in the host tier.
-        fractional: Let a part of a group be resident and need no ring: faster than any plan, for lower bounds.
+        fractional: Let a part of a group be resident: at least as fast as any plan, for lower bounds.
     """
     stage = stage_sizes(model)
     total_se = stage.total_bytes
     available_dse = np.stack([_available(model, device) for device in range(len(model.planning.devices))])
     limit_se = streaming_limit(model, total_se)
     if fractional:
-        resident_dse = np.minimum(np.minimum(total_se, available_dse), total_se if limit_se is None else limit_se)
-        resident_dse, exact = np.where(available_dse >= 0, resident_dse, -1), False
+        resident_dse = most_bytes(stage, available_dse, ring_slots=model.planning.ring_slots, limit=limit_se)
+        exact = False
     else:
         choice = choose_resident(stage, available_dse, ring_slots=model.planning.ring_slots, limit=limit_se)
         resident_dse, exact = choice.resident_bytes, choice.exact
