@@ -1,4 +1,4 @@
-"""Writes tiny models as GGUF files the way llama.cpp's converter does: its names, permutations, offsets and metadata."""
+"""Writes tiny models as GGUF files the way llama.cpp's converter does: names, permutations, offsets, metadata."""
 
 import json
 from collections.abc import Iterator

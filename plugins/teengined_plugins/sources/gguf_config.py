@@ -84,7 +84,7 @@ def config_mapping(
 
 def _stated(architecture: str, metadata: Callable[[str], Any]) -> dict[str, Any]:
     """Return what the file states, under transformers' names."""
-    from transformers.integrations import GGUF_CONFIG_DEFAULTS_MAPPING, GGUF_CONFIG_MAPPING
+    from transformers.integrations.ggml import GGUF_CONFIG_DEFAULTS_MAPPING, GGUF_CONFIG_MAPPING
 
     table = "gemma3" if architecture == "gemma3" else _MODEL_TYPES.get(architecture, architecture)
     config: dict[str, Any] = dict(GGUF_CONFIG_DEFAULTS_MAPPING.get(table, {}))
@@ -93,7 +93,7 @@ def _stated(architecture: str, metadata: Callable[[str], Any]) -> dict[str, Any]
         if field is not None and value is not None:
             config[field] = value
     for key, field in GGUF_CONFIG_MAPPING["tokenizer"].items():
-        if (value := metadata(f"tokenizer.{key}")) is not None:
+        if field is not None and (value := metadata(f"tokenizer.{key}")) is not None:
             config[field] = value
     if "vocab_size" not in config:
         config["vocab_size"] = len(metadata("tokenizer.ggml.tokens") or ())

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -70,7 +71,7 @@ def test_what_the_file_states_overrides_the_class_defaults(
     assert config.get(field, config.get("rope_parameters", {}).get(field)) == value
 
 
-def llama_fields(**more: object) -> dict[str, object]:
+def llama_fields(**more: Any) -> dict[str, Any]:
     stated = {"context_length": 131072, "block_count": 2, "embedding_length": 64, "feed_forward_length": 96}
     heads = {"attention.head_count": 1, "attention.head_count_kv": 1, "rope.freq_base": 500000.0, "vocab_size": 10}
     own = {f"llama.{key}": value for key, value in {**stated, **heads, "rope.dimension_count": 64}.items()}
