@@ -16,7 +16,7 @@ from teengined.client.endpoint import default_endpoint, endpoint_of, probe
 from teengined.client.mailboxes import Mailboxes, is_final
 from teengined.core.errors import DaemonUnreachable, DeadlineExceeded, ProtocolError, TeengineError
 from teengined.protocol import messages as wire
-from teengined.protocol.codec import Envelope, decode, encode
+from teengined.protocol.codec import CodecLimits, Envelope, decode, encode
 
 __all__ = ["AsyncClient"]
 
@@ -32,6 +32,7 @@ class AsyncClient:
         self.endpoint = endpoint_of(endpoint) if endpoint else default_endpoint()
         self.timeout_seconds = timeout_seconds
         self._mail = Mailboxes()
+        self._limits = CodecLimits()
         self._arrived: dict[int, asyncio.Event] = {}
         self._context: zmq.asyncio.Context | None = None
         self._socket: Any = None
@@ -153,7 +154,7 @@ class AsyncClient:
         correlation = self._mail.open()
         self._arrived[correlation] = asyncio.Event()
         try:
-            frames = encode(Envelope(correlation=correlation, message=message), wire.CLIENT_MESSAGES, LIMITS)
+            frames = encode(Envelope(correlation=correlation, message=message), wire.CLIENT_MESSAGES, self._limits)
             await self._socket.send_multipart(frames, flags=zmq.DONTWAIT)
         except zmq.Again as error:
             self._close_call(correlation)
@@ -184,7 +185,8 @@ class AsyncClient:
         correlation = await self._send_now(wire.Hello(client=f"teengined.client {__version__}"))
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                await self._receive(correlation)
+                welcome = await self._receive(correlation)
+                self._limits = CodecLimits(max_message_bytes=welcome.max_message_bytes)
         except TimeoutError as error:
             raise DaemonUnreachable(
                 f"the daemon at {self.endpoint.removeprefix('ipc://')} accepts connections but does not answer",

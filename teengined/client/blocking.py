@@ -14,7 +14,7 @@ from teengined.client.endpoint import default_endpoint, endpoint_of, probe
 from teengined.client.mailboxes import Mailboxes, is_final
 from teengined.core.errors import DaemonUnreachable, DeadlineExceeded, ProtocolError
 from teengined.protocol import messages as wire
-from teengined.protocol.codec import Envelope, decode, encode
+from teengined.protocol.codec import CodecLimits, Envelope, decode, encode
 
 __all__ = ["Client"]
 
@@ -36,6 +36,7 @@ class Client:
         self.endpoint = endpoint_of(endpoint) if endpoint else default_endpoint()
         self.timeout_seconds = timeout_seconds
         self._mail = Mailboxes()
+        self._limits = CodecLimits()
         self._context: zmq.Context[Any] | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
@@ -141,7 +142,7 @@ class Client:
         socket = self._connected()
         correlation = self._mail.open()
         try:
-            frames = encode(Envelope(correlation=correlation, message=message), wire.CLIENT_MESSAGES, LIMITS)
+            frames = encode(Envelope(correlation=correlation, message=message), wire.CLIENT_MESSAGES, self._limits)
             socket.send_multipart(frames, flags=zmq.DONTWAIT)
         except zmq.Again as error:
             self._mail.close(correlation)
@@ -170,7 +171,8 @@ class Client:
     def _ping(self) -> None:
         correlation = self._send(wire.Hello(client=f"teengined.client {__version__}"))
         try:
-            self._receive(correlation, deadline=time.monotonic() + CONNECT_SECONDS)
+            welcome = self._receive(correlation, deadline=time.monotonic() + CONNECT_SECONDS)
+            self._limits = CodecLimits(max_message_bytes=welcome.max_message_bytes)
         except DeadlineExceeded as error:
             raise DaemonUnreachable(
                 f"the daemon at {self.endpoint.removeprefix('ipc://')} accepts connections but does not answer",

@@ -13,8 +13,8 @@ __all__ = ["CONNECT_SECONDS", "LIMITS", "dial", "hang_up", "is_disconnect", "los
 
 # A daemon answers `Hello` in milliseconds; under socket activation it starts first, which takes about a second.
 CONNECT_SECONDS = 10.0
-# Replies may be larger than requests: the plan of a model with many experts names each of its units.
-LIMITS = CodecLimits()
+# Of replies. They may be larger than requests: the plan of a model with many experts names each of its units.
+LIMITS = CodecLimits(max_message_bytes=64 << 20)
 _SEND_QUEUE = 64
 _RECEIVE_QUEUE = 1000
 # How long closing waits for a last `Cancel` to leave.
@@ -27,7 +27,7 @@ def dial(context: Any, endpoint: str) -> tuple[Any, Any]:
     socket.setsockopt(zmq.LINGER, _LINGER_MILLISECONDS)
     socket.setsockopt(zmq.SNDHWM, _SEND_QUEUE)
     socket.setsockopt(zmq.RCVHWM, _RECEIVE_QUEUE)
-    socket.setsockopt(zmq.MAXMSGSIZE, 4 * LIMITS.max_message_bytes)
+    socket.setsockopt(zmq.MAXMSGSIZE, LIMITS.max_message_bytes)
     monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     socket.connect(endpoint)
     return socket, monitor

@@ -17,6 +17,8 @@ __all__ = ["HEADER", "PROTOCOL_VERSION", "CodecLimits", "Envelope", "correlation
 
 PROTOCOL_VERSION = 1
 _MAGIC = b"TE"
+# An array header of at most 5 bytes and a number of at most 9.
+_CORRELATION_BYTES = 16
 HEADER = _MAGIC + bytes([PROTOCOL_VERSION])
 
 
@@ -67,15 +69,19 @@ def decode(frames: Sequence[bytes], tags: Mapping[str, type], limits: CodecLimit
 
 
 def correlation_of(frames: Sequence[bytes], limits: CodecLimits) -> int:
-    """Return the call number of a message that `decode` refused, so that the error finds its caller, or 0."""
+    """Return the call number of a message that `decode` refused, so that the error finds its caller; 0 if unreadable.
+
+    Only the first bytes are looked at, so an oversized message costs nothing here. `limits` bounds nothing more.
+    """
+    if len(frames) != 2 or not bytes(frames[0][: len(_MAGIC)]).startswith(_MAGIC):
+        return 0
+    unpacker: Any = cast("Any", msgpack).Unpacker(max_buffer_size=_CORRELATION_BYTES, max_array_len=limits.max_items)
+    unpacker.feed(frames[1][:_CORRELATION_BYTES])
     try:
-        _check_frames(frames, limits)
-        body = _unpack(frames[1], limits)
-    except ProtocolError:
+        unpacker.read_array_header()
+        correlation = unpacker.unpack()
+    except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException):
         return 0
-    if not isinstance(body, list) or not body:
-        return 0
-    correlation = cast("list[Any]", body)[0]
     return correlation if _is_correlation(correlation) else 0
 
 

@@ -84,6 +84,8 @@ class Welcome:
     version: str
     host: str
     pid: int
+    max_message_bytes: int = 4 << 20
+    """Largest request that the daemon takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

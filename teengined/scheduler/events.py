@@ -17,6 +17,7 @@ __all__ = [
     "PipelineReady",
     "Run",
     "StepCompleted",
+    "StepFailed",
     "Submitted",
     "Tick",
 ]
@@ -51,12 +52,18 @@ class StepCompleted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepFailed:
+    """A stage reported an error for a step and lives on; the sequences of that step fail, others do not notice."""
+
+    step: int
+    error: TeengineError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineLost:
     """Stages are gone, and with them the KV of every sequence. Nothing runs until `PipelineReady`."""
 
     error: TeengineError
-    fail_waiting: bool = True
-    """Also fail sequences that had not started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +76,7 @@ class Tick:
     """Time passed; deadlines are looked at."""
 
 
-Event = Submitted | Cancelled | StepCompleted | PipelineLost | PipelineReady | Tick
+Event = Submitted | Cancelled | StepCompleted | StepFailed | PipelineLost | PipelineReady | Tick
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing import assert_never
 from teengined.core.errors import DeadlineExceeded, InternalError, QueueFull, TeengineError
 from teengined.core.request import FinishReason
 from teengined.interfaces.policy import SchedulingPolicy
+from teengined.protocol.worker_messages import SequenceStep
 from teengined.scheduler.batch import compose_step, in_policy_order
 from teengined.scheduler.events import (
     Cancelled,
@@ -26,6 +27,7 @@ from teengined.scheduler.events import (
     PipelineReady,
     Run,
     StepCompleted,
+    StepFailed,
     Submitted,
     Tick,
 )
@@ -87,6 +89,8 @@ class Scheduler:
                 instructions = self._end(self._live(event.sequence_id), reason=FinishReason.CANCELLED)
             case StepCompleted():
                 instructions = self._complete(event, now_seconds)
+            case StepFailed():
+                instructions = self._fail_step(event)
             case PipelineLost():
                 instructions = self._lose(event)
             case PipelineReady():
@@ -133,9 +137,7 @@ class Scheduler:
     def _complete(self, event: StepCompleted, now_seconds: float) -> list[Instruction]:
         if self._in_flight is None or event.step != self._in_flight.step:
             return []  # An answer of stages that were lost since.
-        parts, self._in_flight = self._in_flight.sequences, None
-        over = [self._sequences[part.sequence_id] for part in parts if self._sequences[part.sequence_id].ended]
-        instructions = self._drop(over)
+        parts, instructions = self._finish_step(self._in_flight)
         tokens = {token.sequence_id: token.token_id for token in event.tokens}
         for part in parts:
             for sequence in self._live(part.sequence_id) if part.sample else []:
@@ -147,12 +149,20 @@ class Scheduler:
                     instructions += self._emit(sequence, token_id, now_seconds)
         return instructions
 
-    def _drop(self, over: list[Sequence]) -> list[Instruction]:
-        """Free the slots of sequences that ended during the step."""
-        forgotten = tuple(sequence.submitted.sequence_id for sequence in over)
+    def _fail_step(self, event: StepFailed) -> list[Instruction]:
+        if self._in_flight is None or event.step != self._in_flight.step:
+            return []
+        parts, instructions = self._finish_step(self._in_flight)
+        failed = [sequence for part in parts for sequence in self._live(part.sequence_id)]
+        return [*instructions, *self._end(failed, error=event.error)]
+
+    def _finish_step(self, run: Run) -> tuple[tuple[SequenceStep, ...], list[Instruction]]:
+        """Return the step's parts, after freeing the slots of sequences that ended meanwhile."""
+        self._in_flight = None
+        forgotten = tuple(part.sequence_id for part in run.sequences if self._sequences[part.sequence_id].ended)
         for sequence_id in forgotten:
             del self._sequences[sequence_id]
-        return [Forget(sequence_ids=forgotten)] if forgotten else []
+        return run.sequences, [Forget(sequence_ids=forgotten)] if forgotten else []
 
     def _emit(self, sequence: Sequence, token_id: int, now_seconds: float) -> list[Instruction]:
         submitted = sequence.submitted
@@ -167,12 +177,9 @@ class Scheduler:
 
     def _lose(self, event: PipelineLost) -> list[Instruction]:
         self._ready, self._in_flight = False, None
-        lost = [item for item in self._sequences.values() if item.running or event.fail_waiting]
-        gone = [item for item in lost if item.ended]
-        for sequence in gone:
-            del self._sequences[sequence.submitted.sequence_id]
-        ends = self._end([item for item in lost if not item.ended], error=event.error)
-        return [item for item in ends if not isinstance(item, Forget)]  # The KV is gone with the stages.
+        live = [sequence for sequence in self._sequences.values() if not sequence.ended]
+        self._sequences.clear()  # Nothing to forget: the KV is gone with the stages.
+        return [End(sequence_id=sequence.submitted.sequence_id, error=event.error) for sequence in live]
 
     def _expire(self, now_seconds: float) -> list[Instruction]:
         late = [

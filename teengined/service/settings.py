@@ -112,7 +112,7 @@ class StreamingSettings:
     read_chunk: int = setting(
         4 * MIB, "bytes", "One read: large enough for full speed, small enough to share.", minimum=4096
     )
-    ring_slots: int = setting(2, "slots", "One unit computes while the next arrives.", minimum=2)
+    ring_slots: int = setting(3, "slots", "One unit computes, one arrives, one is asked for.", minimum=2)
     direct_io: Literal["auto", "always", "never"] = setting(
         "auto", "word", "Past the page cache where the streamed bytes would not fit in host memory."
     )
@@ -130,6 +130,9 @@ class PlanningSettings:
     )
     plan_timeout: float = setting(
         30.0, "seconds", "The planner answers in under 2 s; a policy plugin may not.", minimum=0.1
+    )
+    measure_command: tuple[str, ...] = setting(
+        (), "words", "Program that measures devices; empty: this Python with the engine's measurements."
     )
     measure_timeout: float = setting(300.0, "seconds", "Measuring all devices once; the result is kept.", minimum=1)
 

@@ -1,0 +1,1 @@
+"""The `teengined` process: reads its configuration, wires the parts, supervises the workers. Imports no torch."""

@@ -1,0 +1,142 @@
+"""The composition root: the one place where the parts of a daemon meet."""
+
+import asyncio
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import zmq.asyncio
+
+from teengined.core.device import DeviceDescription, DeviceSpec
+from teengined.daemon.client_socket import bind_client_socket
+from teengined.daemon.config import Directories
+from teengined.daemon.runtime_directory import RuntimeDirectory
+from teengined.daemon.supervise import launch
+from teengined.interfaces.registry import PluginRegistry
+from teengined.modelpack.store import PackageStore
+from teengined.protocol.codec import CodecLimits
+from teengined.service.config import LoadedConfig
+from teengined.service.context import ServiceContext
+from teengined.service.deployments import DeploymentSet
+from teengined.service.devices import describe_devices, resolve_devices
+from teengined.service.handlers.table import handler_table
+from teengined.service.planning import Planner
+from teengined.service.profiles import ProfileStore
+from teengined.service.server import Server
+from teengined.service.settings import WorkerSettings
+from teengined.service.workers import WorkerPool
+
+__all__ = ["Daemon", "Inventory", "take_inventory", "wire"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """What is installed and configured, found without touching the runtime directory."""
+
+    loaded: LoadedConfig
+    registry: PluginRegistry
+    descriptions: dict[str, DeviceDescription]
+    specs: tuple[DeviceSpec, ...]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Daemon:
+    """A wired daemon: listening, not serving yet."""
+
+    context: ServiceContext
+    server: Server
+    endpoint: str
+    _runtime: RuntimeDirectory
+    _zmq: zmq.asyncio.Context
+    _socket: Any
+
+    async def close(self, *, now: bool = False) -> None:
+        """Fail what runs, stop the workers (`now`: kill them), and give everything back."""
+        await self.context.deployments.abandon()
+        await asyncio.sleep(0)  # Calls that just failed answer their clients.
+        await self.server.close()
+        await self.context.pool.close(now=now)
+        self._socket.close()
+        self._zmq.term()
+        shutil.rmtree(self.context.runtime_dir / "stages", ignore_errors=True)
+        self._runtime.close()
+
+
+def take_inventory(loaded: LoadedConfig) -> Inventory:
+    """Return plugins and devices.
+
+    Raises:
+        PluginError: a plugin breaks its contract.
+        ConfigError: a device cannot be, or there is none.
+    """
+    config = loaded.config
+    registry = PluginRegistry.load(config.plugins.blocked)
+    registry.placement_policy(config.planning.policy)
+    registry.scheduling_policy(config.limits.scheduling_policy)
+    wanted = (*config.plugins.discover, *(device.id.partition(":")[0] for device in config.devices))
+    descriptions = describe_devices(registry, tuple(dict.fromkeys(wanted)))
+    found = {key: item for key, item in descriptions.items() if item.driver in config.plugins.discover}
+    specs = resolve_devices(config, registry, found)
+    return Inventory(loaded=loaded, registry=registry, descriptions=descriptions, specs=specs)
+
+
+def wire(inventory: Inventory, directories: Directories, request_drain: Callable[[], None]) -> Daemon:
+    """Take the runtime directory, listen, and put the parts together. Call it on the event loop's thread.
+
+    Raises:
+        AlreadyRunning: another daemon owns the runtime directory.
+        ConfigError: a directory or the socket cannot be had.
+    """
+    runtime = RuntimeDirectory(directories.runtime)
+    context = zmq.asyncio.Context()
+    try:
+        config = inventory.loaded.config
+        socket, endpoint = bind_client_socket(context, config, directories.runtime, os.environ)
+        pool = WorkerPool(inventory.specs, _with_command(config.worker), CodecLimits(), launch)
+        pool.open(context, directories.runtime / "workers")
+    except BaseException:
+        context.destroy(linger=0)
+        runtime.close()
+        raise
+    service = _service(inventory, directories, pool, request_drain)
+    server = Server(socket=socket, settings=config.protocol, handlers=handler_table(service))
+    return Daemon(context=service, server=server, endpoint=endpoint, _runtime=runtime, _zmq=context, _socket=socket)
+
+
+def _service(
+    inventory: Inventory, directories: Directories, pool: WorkerPool, request_drain: Callable[[], None]
+) -> ServiceContext:
+    config = inventory.loaded.config
+    store = PackageStore(directories.store)
+    profiles = ProfileStore(
+        directory=directories.state / "profiles",
+        measured_directory=directories.store,
+        specs=inventory.specs,
+        descriptions=inventory.descriptions,
+        settings=config.planning,
+        environment={**os.environ, "TEENGINE_WORKER_PARENT": str(os.getpid())},
+    )
+    planner = Planner(config=config, registry=inventory.registry, store=store, profiles=profiles, specs=inventory.specs)
+    deployments = DeploymentSet(config=config, planner=planner, pool=pool, runtime_dir=directories.runtime)
+    return ServiceContext(
+        loaded=inventory.loaded,
+        runtime_dir=directories.runtime,
+        started_seconds=time.monotonic(),
+        registry=inventory.registry,
+        specs=inventory.specs,
+        descriptions=inventory.descriptions,
+        store=store,
+        profiles=profiles,
+        planner=planner,
+        pool=pool,
+        deployments=deployments,
+        request_drain=request_drain,
+    )
+
+
+def _with_command(settings: WorkerSettings) -> WorkerSettings:
+    return replace(settings, command=settings.command or (sys.executable, "-m", "teengined.engine.worker"))

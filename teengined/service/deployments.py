@@ -1,0 +1,217 @@
+"""All loaded models: loading and unloading, one name each, and who holds how much of which device."""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from teengined.core.errors import CapacityError, Conflict, Draining, UnknownModel
+from teengined.core.model import ModelManifest
+from teengined.core.plan import Plan, Tier
+from teengined.protocol.messages import Deployment, Loaded, LoadModel, LoadProgress
+from teengined.scheduler.scheduler import Scheduler, SchedulerLimits
+from teengined.service.deployment import LoadedModel
+from teengined.service.host import available_memory_bytes
+from teengined.service.planning import Planned, Planner
+from teengined.service.settings import Config
+from teengined.service.speed import SpeedMeter
+from teengined.service.stages import StageOptions, StageSet
+from teengined.service.text import TextCodec
+from teengined.service.workers import WorkerPool
+
+__all__ = ["DeploymentSet"]
+
+logger = logging.getLogger(__name__)
+
+OnProgress = Callable[[LoadProgress], None]
+# A rendered chat may be as long as the longest message that could have carried it.
+_TEMPLATE_FACTOR = 2
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class DeploymentSet:
+    """The deployments of one daemon, by the name that requests use."""
+
+    config: Config
+    planner: Planner
+    pool: WorkerPool
+    runtime_dir: Path
+    draining: bool = False
+    _models: dict[str, LoadedModel] = field(default_factory=dict[str, LoadedModel])
+    _planning: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _num_loads: int = 0
+    _loads: "set[asyncio.Task[Any]]" = field(default_factory=set["asyncio.Task[Any]"])
+
+    def describe(self) -> tuple[Deployment, ...]:
+        """Return all deployments by name."""
+        return tuple(self._models[name].describe() for name in sorted(self._models))
+
+    def get(self, name: str) -> LoadedModel:
+        """Return a loaded model.
+
+        Raises:
+            UnknownModel: none is loaded under that name.
+        """
+        if model := self._models.get(name):
+            return model
+        loaded = ", ".join(sorted(self._models)) or "none"
+        raise UnknownModel(
+            f"{name!r:.120} is not loaded; loaded models: {loaded}", hint=f"`teengine load {name:.120}` loads it"
+        )
+
+    def uses_package(self, package: str) -> bool:
+        """Say whether a deployment runs a package of the store."""
+        return any(model.package == package for model in self._models.values())
+
+    def reserved_bytes(self) -> dict[str, int]:
+        """Return what the deployments hold of each device's budget, by device id."""
+        reserved: Counter[str] = Counter()
+        for model in self._models.values():
+            for stage in model.stages.plan.stages:
+                reserved[stage.device_id] += stage.total_bytes
+        return dict(reserved)
+
+    @property
+    def num_running(self) -> int:
+        """Answers that hold a slot, everywhere."""
+        return sum(model.num_running for model in self._models.values())
+
+    @property
+    def num_queued(self) -> int:
+        """Answers that wait for a slot, everywhere."""
+        return sum(model.num_queued for model in self._models.values())
+
+    async def load(self, request: LoadModel, on_progress: OnProgress) -> Loaded:
+        """Plan a model beside those that are loaded, open its stages, and return when it answers.
+
+        Raises:
+            Conflict: the name is taken.
+            TeengineError: as planning and opening; nothing stays behind.
+        """
+        load = asyncio.current_task()
+        assert load is not None
+        self._loads.add(load)
+        load.add_done_callback(self._loads.discard)
+        return await self._load(request, on_progress)
+
+    async def _load(self, request: LoadModel, on_progress: OnProgress) -> Loaded:
+        start = time.monotonic()
+        name = request.name or request.plan.model
+        async with self._planning:
+            self._check_room(name)
+            on_progress(LoadProgress(phase="plan", done=0, total=1, unit="steps"))
+            planned = await self.planner.plan(request.plan, self.reserved_bytes(), on_progress)
+            model = await self._make(request, name, planned)
+            self._models[name] = model
+        on_progress(LoadProgress(phase="plan", done=1, total=1, unit="steps"))
+        try:
+            await model.open(on_progress)
+        except BaseException:
+            self._models.pop(name, None)
+            raise
+        seconds = time.monotonic() - start
+        logger.info("loaded %s on %s in %.1f s", name, ", ".join(model.stages.device_ids), seconds)
+        return Loaded(deployment=model.describe(), seconds=seconds)
+
+    async def unload(self, name: str, *, now: bool) -> None:
+        """Give a model's memory back, after its answers or at once.
+
+        Raises:
+            UnknownModel: none is loaded under that name.
+            Conflict: it is still being loaded, or unloaded already.
+        """
+        model = self.get(name)
+        if model.state == "unloading" or not model.opened:
+            raise Conflict(f"{name} is {model.state}", hint="`teengine ps` shows when it is done")
+        model.refuse_new()
+        if not now:
+            await model.wait_idle()
+        await model.close()
+        self._models.pop(name, None)
+        logger.info("unloaded %s", name)
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Refuse what is new and wait until running answers are done, at most `timeout_seconds`."""
+        self.draining = True
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                for model in tuple(self._models.values()):
+                    await model.wait_idle()
+        except TimeoutError:
+            logger.warning("%d answers are cut off after %g s of drain", self.num_running, timeout_seconds)
+
+    async def abandon(self) -> None:
+        """Give up loads under way and fail every answer, because the workers are about to end."""
+        self.draining = True
+        loads = tuple(self._loads)
+        for load in loads:
+            load.cancel()
+        await asyncio.gather(*loads, return_exceptions=True)
+        error = Draining("the daemon stopped before the answer was complete", hint="send the request again")
+        await asyncio.gather(*(model.abandon(error) for model in self._models.values()))
+
+    def check_open(self) -> None:
+        """Raise `Draining` once the daemon takes nothing new."""
+        if self.draining:
+            raise Draining("the daemon is shutting down and takes nothing new", hint="try again when it is back")
+
+    def _check_room(self, name: str) -> None:
+        self.check_open()
+        if name in self._models:
+            raise Conflict(
+                f"{name} is {self._models[name].state} already", hint="unload it first, or load it under another name"
+            )
+        limit = self.config.limits.max_deployments
+        if len(self._models) >= limit:
+            raise CapacityError(
+                f"{limit} models are loaded, which is the limit", hint="unload one with `teengine unload`"
+            )
+
+    async def _make(self, request: LoadModel, name: str, planned: Planned) -> LoadedModel:
+        config, plan = self.config, replace(planned.plan, model=name)
+        package_dir = await asyncio.to_thread(self.planner.store.path_of, request.plan.model)
+        max_characters = _TEMPLATE_FACTOR * config.protocol.max_message
+        text = await asyncio.to_thread(TextCodec, package_dir, max_characters)
+        self._num_loads += 1
+        deployment_id = f"d{self._num_loads}"
+        options = StageOptions(
+            package_dir=package_dir,
+            address_dir=self.runtime_dir / "stages" / deployment_id,
+            verify=request.verify,
+            direct_io=self._wants_direct_io(planned.manifest, plan),
+            streaming=config.streaming,
+            limits=config.limits,
+        )
+        limits = SchedulerLimits(
+            num_slots=plan.num_slots,
+            max_waiting=config.limits.max_waiting,
+            max_step_tokens=config.streaming.max_step_tokens,
+        )
+        policy = self.planner.registry.scheduling_policy(config.limits.scheduling_policy)
+        return LoadedModel(
+            id=deployment_id,
+            name=name,
+            package=request.plan.model,
+            manifest=planned.manifest,
+            stages=StageSet(deployment_id, plan, options, self.pool),
+            text=text,
+            scheduler=Scheduler(policy, limits),
+            speed=SpeedMeter(plan, planned.profiles.host.disk_read_bytes_per_second),
+            pool=self.pool,
+            limits=config.limits,
+            worker_settings=config.worker,
+        )
+
+    def _wants_direct_io(self, manifest: ModelManifest, plan: Plan) -> bool:
+        """Say whether streamed reads should go past the page cache: when it could not hold what is streamed."""
+        choice = self.config.streaming.direct_io
+        if choice != "auto":
+            return choice == "always"
+        sizes = {unit.id: unit.size_bytes for unit in manifest.units}
+        placements = [placement for stage in plan.stages for placement in stage.units]
+        streamed = sum(sizes[placement.unit_id] for placement in placements if placement.tier is not Tier.DEVICE)
+        return streamed > available_memory_bytes()

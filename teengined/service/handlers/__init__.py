@@ -1,0 +1,1 @@
+"""What the daemon does for each call, a file for each group of calls."""

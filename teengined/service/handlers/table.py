@@ -1,0 +1,36 @@
+"""Which handler does which call."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any
+
+from teengined.protocol import messages as wire
+from teengined.service.context import ServiceContext
+from teengined.service.handlers import inspection, loading, models
+from teengined.service.handlers.generation import Generations
+from teengined.service.server import Handler
+
+__all__ = ["handler_table"]
+
+
+def handler_table(context: ServiceContext) -> Mapping[type, Handler]:
+    """Return the handler of every request class, bound to one daemon."""
+    generations = Generations()
+    table: dict[type, Callable[..., Awaitable[Any]]] = {
+        wire.Hello: inspection.hello,
+        wire.GetStatus: inspection.get_status,
+        wire.ListPlugins: inspection.list_plugins,
+        wire.ShowConfig: inspection.show_config,
+        wire.ListModels: models.list_models,
+        wire.ShowModel: models.show_model,
+        wire.RemoveModel: models.remove_model,
+        wire.ListDeployments: loading.list_deployments,
+        wire.PlanModel: loading.plan_model,
+        wire.LoadModel: loading.load_model,
+        wire.UnloadModel: loading.unload_model,
+        wire.MeasureDevices: loading.measure_devices,
+        wire.Drain: loading.drain,
+        wire.Generate: generations.generate,
+        wire.Cancel: generations.cancel,
+    }
+    return {request: partial(handler, context) for request, handler in table.items()}

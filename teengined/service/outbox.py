@@ -1,0 +1,87 @@
+"""What waits for clients that read slowly: bounded for each, and never a wait for everyone else."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+import zmq
+
+__all__ = ["Outbox", "Sent"]
+
+_RETRY_SECONDS = 0.02
+
+
+class Sent(Enum):
+    """What became of a message."""
+
+    HANDED_OVER = "handed over"
+    WAITING = "waiting"
+    TOO_SLOW = "too slow"
+    GONE = "gone"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Outbox:
+    """Sends without waiting; keeps at most `max_pending` messages for a client whose socket is full."""
+
+    send: Callable[[bytes, list[bytes]], None]
+    """Sends at once, or raises `zmq.Again` (full) or another `zmq.ZMQError` (gone)."""
+    max_pending: int
+    _pending: dict[bytes, deque[list[bytes]]] = field(default_factory=dict[bytes, deque[list[bytes]]])
+    _retry: "asyncio.TimerHandle | None" = None
+
+    def put(self, client: bytes, frames: list[bytes], *, final: bool) -> Sent:
+        """Send, or keep for later. Final messages are kept beyond the bound: there is one for each call."""
+        pending = self._pending.get(client)
+        if pending is None:
+            outcome = self._try(client, frames)
+            if outcome is not Sent.WAITING:
+                return outcome
+            pending = self._pending[client] = deque()
+        if len(pending) >= self.max_pending and not final:
+            return Sent.TOO_SLOW
+        pending.append(frames)
+        self._schedule()
+        return Sent.WAITING
+
+    def num_pending(self, client: bytes) -> int:
+        """Return how many messages wait for a client."""
+        return len(self._pending.get(client, ()))
+
+    def close(self) -> None:
+        """Drop what waits."""
+        if self._retry is not None:
+            self._retry.cancel()
+        self._pending.clear()
+
+    def _try(self, client: bytes, frames: list[bytes]) -> Sent:
+        try:
+            self.send(client, frames)
+        except zmq.Again:
+            return Sent.WAITING
+        except zmq.ZMQError:
+            return Sent.GONE
+        return Sent.HANDED_OVER
+
+    def _schedule(self) -> None:
+        if self._retry is None:
+            self._retry = asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._flush)
+
+    def _flush(self) -> None:
+        self._retry = None
+        for client in tuple(self._pending):
+            pending = self._pending[client]
+            while pending:
+                outcome = self._try(client, pending[0])
+                if outcome is Sent.WAITING:
+                    break
+                if outcome is Sent.GONE:
+                    pending.clear()
+                    break
+                pending.popleft()
+            if not pending:
+                del self._pending[client]
+        if self._pending:
+            self._schedule()

@@ -1,0 +1,123 @@
+"""From a client's wish to a plan: defaults filled in, devices looked up, measurements at hand, the planner asked."""
+
+import asyncio
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from teengined.core.device import DeviceSpec
+from teengined.core.errors import DeadlineExceeded, RequestError
+from teengined.core.model import ModelManifest
+from teengined.core.plan import Plan
+from teengined.interfaces.policy import Assignment
+from teengined.interfaces.registry import PluginRegistry
+from teengined.modelpack.store import PackageStore
+from teengined.placement.inputs import PlanningInput
+from teengined.protocol.messages import LoadProgress, PlanModel, Profiles
+from teengined.service.profiles import ProfileStore
+from teengined.service.settings import Config
+
+__all__ = ["Planned", "Planner"]
+
+OnProgress = Callable[[LoadProgress], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A plan and what it was made from."""
+
+    plan: Plan
+    manifest: ModelManifest
+    profiles: Profiles
+    devices: tuple[DeviceSpec, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planner:
+    """Plans models of the store on this host's devices."""
+
+    config: Config
+    registry: PluginRegistry
+    store: PackageStore
+    profiles: ProfileStore
+    specs: tuple[DeviceSpec, ...]
+
+    async def plan(self, request: PlanModel, reserved: Mapping[str, int], on_progress: OnProgress) -> Planned:
+        """Return a plan beside the bytes that other deployments have `reserved` by device id.
+
+        Raises:
+            UnknownModel, PackageError: the model is not there, or damaged.
+            RequestError: the request names what does not exist or cannot be.
+            ContextTooLong, DoesNotFit: as the planner.
+            DeadlineExceeded: measuring or planning took too long.
+        """
+        manifest = await asyncio.to_thread(self.store.manifest, request.model)
+        devices = self._devices(request)
+        profiles = await self.profiles.get(on_progress)
+        planning = self._input(request, manifest, devices, profiles, reserved)
+        policy = self.registry.placement_policy(request.policy or self.config.planning.policy)
+        from teengined.placement.planner import plan  # numpy loads with the first plan, not with the daemon
+
+        try:
+            async with asyncio.timeout(self.config.planning.plan_timeout):
+                made = await asyncio.to_thread(plan, planning, policy)
+        except TimeoutError as error:
+            seconds = self.config.planning.plan_timeout
+            raise DeadlineExceeded(f"policy {policy.name!r} gave no plan within {seconds:g} s") from error
+        return Planned(plan=made, manifest=manifest, profiles=profiles, devices=devices)
+
+    def _input(
+        self,
+        request: PlanModel,
+        manifest: ModelManifest,
+        devices: tuple[DeviceSpec, ...],
+        profiles: Profiles,
+        reserved: Mapping[str, int],
+    ) -> PlanningInput:
+        planning, streaming = self.config.planning, self.config.streaming
+        num_slots = request.num_slots or planning.num_slots
+        if num_slots > streaming.max_step_tokens:
+            raise RequestError(
+                f"num_slots is {num_slots}; one step has room for {streaming.max_step_tokens} tokens",
+                hint="ask for fewer slots, or raise streaming.max_step_tokens",
+            )
+        try:
+            return PlanningInput(
+                manifest=manifest,
+                devices=devices,
+                profiles={profile.device_id: profile for profile in profiles.devices},
+                host=profiles.host,
+                links=profiles.links,
+                context_tokens=request.context_tokens or min(planning.context, manifest.max_context_tokens),
+                num_slots=num_slots,
+                objective=request.objective,
+                resident_fraction=request.resident_fraction,
+                assignment=_assignment(request.assignment, devices),
+                ring_slots=streaming.ring_slots,
+                max_step_tokens=streaming.max_step_tokens,
+                reserved_bytes=reserved,
+            )
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+
+    def _devices(self, request: PlanModel) -> tuple[DeviceSpec, ...]:
+        """Return the devices asked for, in that order; a forced assignment names its own."""
+        wanted = tuple(request.assignment) if request.assignment else request.device_ids
+        by_id = {spec.id: spec for spec in self.specs}
+        for device_id in wanted:
+            if device_id not in by_id:
+                near = difflib.get_close_matches(device_id, list(by_id), n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(by_id)}"
+                raise RequestError(f"no device {device_id!r:.80} is configured", hint=hint)
+        return tuple(by_id[device_id] for device_id in dict.fromkeys(wanted)) if wanted else self.specs
+
+
+def _assignment(layers: Mapping[str, int] | None, devices: tuple[DeviceSpec, ...]) -> tuple[Assignment, ...] | None:
+    if not layers:
+        return None
+    stages: list[Assignment] = []
+    start = 0
+    for index, spec in enumerate(devices):
+        stages.append(Assignment(device=index, layer_start=start, layer_end=start + layers[spec.id]))
+        start += layers[spec.id]
+    return tuple(stages)
