@@ -10,16 +10,17 @@ one stage and three, resident and streamed, against `generate` on the checkpoint
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.parity_architectures import architecture_rows
-from benchmarks.parity_smollm2 import smollm2_rows
 from benchmarks.parity_row import ParityRow
-from benchmarks.table import print_json, print_table
+from benchmarks.parity_smollm2 import smollm2_rows
+from benchmarks.table import print_json
 
 __all__ = ["main"]
+
+_LINE = "{:<18}  {:<48}  {:>7}  {:>6}  {}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,3 +40,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     different = [row for row in rows if not row.same]
     print(f"{len(rows) - len(different)} rows the same, {len(different)} different", flush=True)
     return 1 if different else 0
+
+
+def _table(rows: Callable[[], Iterable[ParityRow]]) -> list[ParityRow]:
+    """Print each row as it comes; a row may take a minute."""
+    printed: list[ParityRow] = []
+    for row in rows():
+        if not printed:
+            print(_LINE.format("MODEL", "PLACEMENT", "PROMPTS", "TOKENS", "RESULT"))
+        print(
+            _LINE.format(row.model, row.placement, row.num_prompts, row.num_tokens, row.difference or "same"),
+            flush=True,
+        )
+        printed.append(row)
+    return printed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -23,9 +23,7 @@ class ParityRow:
         return not self.difference
 
 
-def compare(
-    model: str, placement: str, ours: Sequence[Sequence[int]], reference: Sequence[Sequence[int]]
-) -> ParityRow:
+def compare(model: str, placement: str, ours: Sequence[Sequence[int]], reference: Sequence[Sequence[int]]) -> ParityRow:
     """Return the row for answers to the same prompts."""
     difference = ""
     for index, (answer, expected) in enumerate(zip(ours, reference, strict=True)):

@@ -31,6 +31,7 @@ class PrivateDaemon:
         self._runtime_dir = Path(tempfile.mkdtemp(prefix="te-"))
         config_file = self._runtime_dir / "teengined.toml"
         config_file.write_text(settings + "\n" + "\n".join(map(_device_table, devices)), "utf-8")
+        self.endpoint = f"ipc://{self._runtime_dir}/teengined.sock"
         self._log_file = self._runtime_dir / "log"
         self._command = [
             *(sys.executable, "-m", "teengined.daemon.main", "--die-with-parent"),
@@ -42,7 +43,7 @@ class PrivateDaemon:
         """Start and wait until it answers."""
         with self._log_file.open("wb") as log:
             self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        self.client = Client(f"ipc://{self._runtime_dir}/teengined.sock")
+        self.client = Client(self.endpoint)
         deadline = time.monotonic() + _READY_SECONDS
         while True:
             try:
@@ -71,6 +72,5 @@ class PrivateDaemon:
 def _device_table(spec: DeviceSpec) -> str:
     cores = ", ".join(map(str, spec.cores))
     return (
-        f'[[devices]]\nid = "{spec.id}"\ndriver = "{spec.driver}"\n'
-        f'memory = "{spec.memory_bytes}"\nthreads = {spec.threads}\ncores = [{cores}]\n'
+        f'[[devices]]\nid = "{spec.id}"\nmemory = "{spec.memory_bytes}"\nthreads = {spec.threads}\ncores = [{cores}]\n'
     )

@@ -1,14 +1,15 @@
-"""The real model of the comparisons: SmolLM2-135M-Instruct as a package, and what transformers says to eight prompts."""
+"""The real model of the comparisons: SmolLM2-135M-Instruct as a package, and what transformers says to 8 prompts."""
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from teengined.modelpack.aliases import resolve_alias
+from teengined.modelpack.aliases import ALIASES, fetch_alias
 
 __all__ = ["PROMPTS", "reference_tokens", "smollm2_package"]
 
@@ -26,7 +27,7 @@ PROMPTS = (
 
 def smollm2_package(store: Path, precision: str) -> tuple[Path, Path]:
     """Return the package in `precision`, converted if it is not in `store`, and the GGUF file it came from."""
-    gguf_file = resolve_alias("smollm2")
+    gguf_file = fetch_alias(ALIASES["smollm2"], Path(tempfile.gettempdir()) / "teengine-aliases")
     package_dir = store / f"smollm2-{precision}"
     if not package_dir.is_dir():
         command = ["convert", str(gguf_file), "--store", str(store), "--name", package_dir.name]
@@ -41,16 +42,14 @@ def smollm2_package(store: Path, precision: str) -> tuple[Path, Path]:
 def reference_tokens(
     gguf_file: Path, prompts: Sequence[str], num_tokens: int
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Return the prompts' token ids and transformers' own greedy continuations, loaded by its own GGUF reader in fp32."""
+    """Return the prompts' token ids and transformers' greedy continuations, loaded by its own GGUF reader in fp32."""
     tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32
-    ).eval()
+    model = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32).eval()
     prompt_ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     answers: list[list[int]] = []
     for ids in prompt_ids:
         with torch.inference_mode():
-            output = model.generate(
+            output = model.generate(  # pyright: ignore[reportAttributeAccessIssue] - its stub asks for too much
                 torch.tensor([ids]),
                 attention_mask=torch.ones(1, len(ids), dtype=torch.long),
                 max_new_tokens=num_tokens,

@@ -1,0 +1,203 @@
+"""Real worker processes: two stages over shared memory answer as transformers does, and failures have names."""
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks.unmeasured import plan_without_measuring
+from teengined.core.device import DeviceSpec
+from teengined.core.plan import Plan
+from teengined.modelpack.manifest import read_manifest
+from teengined.protocol.worker_messages import (
+    CloseStage,
+    ForgetSequences,
+    OpenStage,
+    Ping,
+    Pong,
+    RunStep,
+    SequenceStep,
+    Shutdown,
+    StageClosed,
+    StageOpened,
+    StepDone,
+    WorkerError,
+)
+from tests.fakes.tiny_models import build_tiny_model
+from tests.fakes.worker_process import WorkerProcess
+
+SPECS = tuple(DeviceSpec(id=f"cpu:{index}", driver="cpu", memory_bytes=64 << 20) for index in range(2))
+PROMPT = (5, 9, 44, 17)
+NUM_TOKENS = 8
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model("llama", tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module")
+def package_dir(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("store")
+    command = ["convert", str(source), "--store", str(store), "--name", "tiny", "--precision", "fp32"]
+    subprocess.run([sys.executable, "-m", "teengined.modelpack", *command], check=True, stdout=subprocess.DEVNULL)
+    return store / "tiny"
+
+
+def two_stage_plan(package_dir: Path) -> Plan:
+    manifest = read_manifest(package_dir)
+    return plan_without_measuring(
+        manifest, SPECS, (1, manifest.num_layers - 1), resident_fraction=0.0, context_tokens=64, num_slots=2
+    )
+
+
+def order(package_dir: Path, plan: Plan, index: int, directory: Path) -> OpenStage:
+    """Return the order for one of two stages."""
+    address = str(directory / "hop")
+    return OpenStage(
+        deployment_id="d1",
+        package_dir=str(package_dir),
+        stage=plan.stages[index],
+        num_stages=2,
+        context_tokens=64,
+        num_slots=2,
+        listen_address=address if index else "",
+        listen_transport="shm",
+        connect_address="" if index else address,
+        connect_transport="shm",
+        max_step_tokens=64,
+        verify=True,
+        timeout_seconds=20.0,
+        read_threads=2,
+        read_chunk_bytes=1 << 20,
+        ring_slots=3,
+        direct_io=False,
+    )
+
+
+def step(number: int, token_ids: tuple[int, ...], start: int) -> RunStep:
+    sequence = SequenceStep(sequence_id=1, token_ids=token_ids, start_position=start, sample=True)
+    return RunStep(deployment_id="d1", step=number, sequences=(sequence,))
+
+
+def test_two_workers_answer_as_transformers_does(source: Path, package_dir: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    expected = model.generate(
+        torch.tensor([PROMPT]), max_new_tokens=NUM_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
+    )[0, len(PROMPT) :].tolist()
+    plan, tokens, pending, start = two_stage_plan(package_dir), [], PROMPT, 0
+
+    with WorkerProcess(tmp_path, SPECS[0]) as first, WorkerProcess(tmp_path, SPECS[1]) as last:
+        for index, worker in enumerate((first, last)):
+            worker.send(order(package_dir, plan, index, tmp_path))
+        assert [type(worker.receive(StageOpened)) for worker in (first, last)] == [StageOpened, StageOpened]
+        for number in range(NUM_TOKENS):
+            for worker in (first, last):
+                worker.send(step(number, pending, start))
+            start += len(pending)
+            pending = (last.receive(StepDone).tokens[0].token_id,)
+            tokens += pending
+        for worker in (first, last):
+            worker.send(ForgetSequences(deployment_id="d1", sequence_ids=(1,)))
+            worker.send(CloseStage(deployment_id="d1"))
+            assert isinstance(worker.receive(StageClosed), StageClosed)
+            worker.send(Shutdown())
+            assert worker.process.wait(20) == 0
+
+    assert tokens == expected
+
+
+def test_a_worker_answers_while_it_has_no_stage(tmp_path: Path) -> None:
+    with WorkerProcess(tmp_path, SPECS[0]) as worker:
+        worker.send(Ping(nonce=7))
+
+        assert worker.hello.token == "a-token"
+        assert worker.receive(Pong).nonce == 7
+
+
+def test_a_step_of_an_unknown_deployment_is_an_error_and_the_worker_lives(tmp_path: Path) -> None:
+    with WorkerProcess(tmp_path, SPECS[0]) as worker:
+        worker.send(step(0, (1,), 0))
+        error = worker.receive(StepDone)
+        worker.send(Ping(nonce=1))
+
+        assert (error.code, error.step) == ("unknown_request", 0)
+        assert worker.receive(Pong).nonce == 1
+
+
+def test_a_flipped_bit_is_refused_and_the_unit_named(package_dir: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "tiny"
+    shutil.copytree(package_dir, copy)
+    unit = next(unit for unit in read_manifest(copy).units if unit.id == "layer.0")
+    with (copy / unit.file).open("r+b") as stream:
+        stream.seek(unit.offset_bytes + 8)
+        byte = stream.read(1)[0]
+        stream.seek(unit.offset_bytes + 8)
+        stream.write(bytes([byte ^ 1]))
+    manifest = read_manifest(copy)
+    plan = plan_without_measuring(
+        manifest, SPECS[:1], (manifest.num_layers,), resident_fraction=None, context_tokens=64
+    )
+
+    with WorkerProcess(tmp_path, SPECS[0]) as worker:
+        worker.send(replace(order(copy, plan, 0, tmp_path), num_stages=1, connect_address=""))
+        error = worker.receive(StageOpened)
+
+    assert isinstance(error, WorkerError)
+    assert error.code == "package_corrupt"
+    assert "layer.0" in error.message
+
+
+def test_a_stage_whose_neighbour_fails_says_so_at_once(package_dir: Path, tmp_path: Path) -> None:
+    plan = two_stage_plan(package_dir)
+    with WorkerProcess(tmp_path, SPECS[0]) as first, WorkerProcess(tmp_path, SPECS[1]) as last:
+        for index, worker in enumerate((first, last)):
+            worker.send(order(package_dir, plan, index, tmp_path))
+            worker.receive(StageOpened) if index else None
+        beyond_context = tuple(range(60)) + (1,) * 10
+        for worker in (first, last):
+            worker.send(step(0, beyond_context, 0))
+
+        assert first.receive(StepDone).code == "context_too_long"
+        assert last.receive(StepDone).code == "transport_failed"
+
+
+def test_a_killed_neighbour_is_noticed_at_once(package_dir: Path, tmp_path: Path) -> None:
+    plan = two_stage_plan(package_dir)
+    with WorkerProcess(tmp_path, SPECS[0]) as first, WorkerProcess(tmp_path, SPECS[1]) as last:
+        for index, worker in enumerate((first, last)):
+            worker.send(order(package_dir, plan, index, tmp_path))
+        for worker in (first, last):
+            worker.receive(StageOpened)
+        os.kill(first.process.pid, signal.SIGKILL)
+        last.send(step(0, PROMPT, 0))
+
+        assert last.receive(StepDone).code == "peer_lost"
+
+
+def test_a_worker_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
+    program = (
+        "import sys, time\nfrom pathlib import Path\n"
+        "from teengined.core.device import DeviceSpec\nfrom tests.fakes.worker_process import WorkerProcess\n"
+        "worker = WorkerProcess(Path(sys.argv[1]), DeviceSpec(id='cpu:0', driver='cpu', memory_bytes=1 << 20))\n"
+        "print(worker.process.pid, flush=True)\ntime.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    worker_pid = int(parent.stdout.readline())
+    descriptor = os.pidfd_open(worker_pid)
+
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+
+    assert select.select([descriptor], [], [], 20)[0] == [descriptor]
+    os.close(descriptor)
