@@ -59,21 +59,17 @@ def commands() -> None:
 @click.option("--precision", default="auto", help="Precision strategy of matrices.")
 @click.option("--compute-dtype", default="auto", help="fp32, bf16 or fp16.")
 @click.option("--cache", type=click.Path(path_type=Path), default=None, help="Where downloads are kept.")
+@click.option("--blocked", multiple=True, help="Plugin (entry point or distribution) to leave out; may be repeated.")
 @click.pass_obj
-def convert(events: Events, reference: str, store: Path, cache: Path | None, **choices: str) -> None:
+def convert(
+    events: Events, reference: str, store: Path, cache: Path | None, blocked: tuple[str, ...], **choices: str
+) -> None:
     """Convert REFERENCE (a directory, a .gguf file, a hub id or an alias) into the store."""
-    from teengined.modelpack.command import run_convert
+    from teengined.interfaces.registry import PluginRegistry
+    from teengined.modelpack.command import ConvertCommand, run_convert
 
-    events.send(
-        "done",
-        run_convert(
-            reference,
-            store=store,
-            choices=choices,
-            cache=cache or store / ".cache",
-            report=events.progress,
-        ),
-    )
+    command = ConvertCommand(reference=reference, store=store, cache=cache or store / ".cache", **choices)
+    events.send("done", run_convert(command, PluginRegistry.load(blocked), events.progress))
 
 
 @commands.command()

@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,27 @@ from teengined.modelpack.converter import ConversionOptions, convert
 from teengined.modelpack.naming import directory_of
 from teengined.modelpack.progress import ReportProgress
 
-__all__ = ["default_name", "run_convert"]
+__all__ = ["ConvertCommand", "default_name", "run_convert"]
 
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]+|-{2,}")
 
 
-def run_convert(
-    reference: str, *, store: Path, choices: Mapping[str, str], cache: Path, report: ReportProgress
-) -> dict[str, Any]:
-    """Convert and return the fields of the `done` event.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertCommand:
+    """The arguments of `convert`."""
 
-    `choices` has `name` (may be empty), `precision` and `compute_dtype` (may be `auto`).
+    reference: str
+    store: Path
+    cache: Path
+    """Where downloads for aliases are kept."""
+    name: str = ""
+    """Empty: from the reference."""
+    precision: str = "auto"
+    compute_dtype: str = "auto"
+
+
+def run_convert(command: ConvertCommand, registry: PluginRegistry, report: ReportProgress) -> dict[str, Any]:
+    """Convert and return the fields of the `done` event.
 
     Raises:
         TeengineError: whatever went wrong.
@@ -34,22 +44,21 @@ def run_convert(
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("gguf").setLevel(logging.ERROR)
-    registry = PluginRegistry.load()
-    name = choices["name"] or default_name(reference)
-    alias = ALIASES.get(reference)
-    opened = str(fetch_alias(alias, cache)) if alias is not None else reference
+    name = command.name or default_name(command.reference)
+    alias = ALIASES.get(command.reference)
+    opened = str(fetch_alias(alias, command.cache)) if alias is not None else command.reference
     checkpoint = registry.source_for(opened).open(opened)
     try:
-        strategy = registry.precision(resolve_precision(choices["precision"], checkpoint.tensors()))
+        strategy = registry.precision(resolve_precision(command.precision, checkpoint.tensors()))
         options = ConversionOptions(
-            name=name, store=store, compute_dtype=choices["compute_dtype"], report=report, clock=time.monotonic
+            name=name, store=command.store, compute_dtype=command.compute_dtype, report=report, clock=time.monotonic
         )
         manifest = convert(checkpoint, strategy, options)
     finally:
         checkpoint.close()
     return {
         "name": name,
-        "path": str(store / directory_of(name)),
+        "path": str(command.store / directory_of(name)),
         "architecture": manifest.architecture,
         "precision": manifest.precision,
         "compute_dtype": manifest.compute_dtype,

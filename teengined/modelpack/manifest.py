@@ -180,11 +180,11 @@ def _check_completeness(manifest: ModelManifest) -> None:
     missing = [name for name in needed if name not in ids]
     if missing:
         raise PackageError(f"unit {missing[0]}: missing from the package")
-    for layer in range(manifest.num_layers):
-        experts = sum(1 for unit in manifest.units if unit.kind is UnitKind.EXPERT and unit.layer == layer)
-        absent = [unit_id(layer, expert) for expert in range(experts) if unit_id(layer, expert) not in ids]
-        if absent or experts > manifest.num_experts:
-            raise PackageError(f"unit {(absent or [unit_id(layer)])[0]}: experts are not numbered 0 … {experts - 1}")
+    num_experts = Counter(unit.layer for unit in manifest.units if unit.kind is UnitKind.EXPERT)
+    for layer, count in num_experts.items():
+        absent = [unit_id(layer or 0, expert) for expert in range(count) if unit_id(layer or 0, expert) not in ids]
+        if absent or count > manifest.num_experts:
+            raise PackageError(f"unit {(absent or [unit_id(layer or 0)])[0]}: experts are not numbered 0 … {count - 1}")
     if any(unit.layer is not None and not 0 <= unit.layer < manifest.num_layers for unit in manifest.units):
         raise PackageError(f"a unit names a layer outside 0 … {manifest.num_layers - 1}")
 
