@@ -19,7 +19,9 @@ __all__ = ["Int8Precision"]
 _LARGEST = 127
 # Weight rows are quantised this many elements at a time, so that conversion holds no second fp32 copy of a matrix.
 _ENCODE_BLOCK_ELEMENTS = 1 << 22
-# Beyond this many rows torch's weight-only kernel is never ahead, and it is too slow to be tried.
+# torch's weight-only kernel reads whole vectors, past the end of a row that is not made of them. Beyond this many rows
+# it is never ahead, and too slow to be tried.
+_PACKED_WIDTH = 64
 _MAX_PACKED_ROWS = 64
 # Two kernels may differ by their rounding, not by more; relative to the product's largest element.
 _AGREEMENT = {"float32": 1e-4, "bfloat16": 4e-2, "float16": 5e-3}
@@ -111,8 +113,9 @@ def _candidates(x_TI: "torch.Tensor", weight_OI: "torch.Tensor", scale_O: "torch
     kernels: dict[str, Kernel] = {"blocks": partial(by_blocks, x_TI, weight_OI, scale_O)}
     if x_TI.device.type == "cpu" and weight_OI.shape[1] <= MAX_DIGIT_INPUTS:
         kernels["digits"] = partial(by_digits, x_TI, weight_OI, scale_O)
-    # torch's kernel is a scalar loop for other dtypes on a CPU.
-    if x_TI.dtype == torch.bfloat16 and x_TI.shape[0] <= _MAX_PACKED_ROWS:
+    # For other dtypes it is a scalar loop on a CPU.
+    whole_vectors = weight_OI.shape[1] % _PACKED_WIDTH == 0
+    if x_TI.dtype == torch.bfloat16 and x_TI.shape[0] <= _MAX_PACKED_ROWS and whole_vectors:
         kernels["packed"] = partial(by_packed_weight, x_TI, weight_OI, scale_O)
     return kernels
 
