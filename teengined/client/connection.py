@@ -38,6 +38,7 @@ def hang_up(context: Any, socket: Any, monitor: Any) -> None:
     if socket is not None:
         if monitor is not None:
             socket.disable_monitor()
+            monitor.close()  # as long as the caller holds it, `term` would wait for it
         socket.close()
     if context is not None:
         context.term()
