@@ -1,7 +1,7 @@
 """Parity of tiny random models: every architecture that the generic path claims, in one stage and in three."""
 
-import subprocess
-import sys
+import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from benchmarks.parity_row import ParityRow, compare
 from benchmarks.unmeasured import plan_without_measuring
 from teengined.core.device import DeviceSpec
 from teengined.interfaces.registry import PluginRegistry
+from teengined.modelpack.converter import ConversionOptions, convert
 from teengined.modelpack.manifest import read_manifest
 from tests.fakes.tiny_models import TINY_ARCHITECTURES, build_tiny_model
 
@@ -49,8 +50,13 @@ def compare_architecture(architecture: str, scratch: Path) -> Iterator[ParityRow
 
 
 def _convert(source: Path, store: Path, name: str) -> None:
-    command = [sys.executable, "-m", "teengined.modelpack", "convert", str(source), "--store", str(store)]
-    subprocess.run([*command, "--name", name, "--precision", "fp32"], check=True, stdout=subprocess.DEVNULL)
+    registry = PluginRegistry.load()
+    store.mkdir()
+    options = ConversionOptions(
+        name=name, store=store, compute_dtype="fp32", report=lambda _: None, clock=time.monotonic
+    )
+    with contextlib.closing(registry.source_for(str(source)).open(str(source))) as checkpoint:
+        convert(checkpoint, registry.precision("fp32"), options)
 
 
 def _prompts(vocab_size: int) -> list[list[int]]:
