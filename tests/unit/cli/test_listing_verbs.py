@@ -1,0 +1,235 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from teengined.cli.main import main
+from teengined.core.device import DeviceSpec
+from teengined.core.plan import Objective, Plan, Stage, StageCost, Tier, UnitPlacement
+from teengined.protocol import messages as wire
+
+STAGE = Stage(
+    index=0,
+    device_id="cpu:0",
+    layer_start=0,
+    layer_end=2,
+    has_embedding=True,
+    has_head=True,
+    compute_dtype="fp32",
+    units=(
+        UnitPlacement(unit_id="embedding", tier=Tier.DEVICE),
+        UnitPlacement(unit_id="layer.0", tier=Tier.DEVICE),
+        UnitPlacement(unit_id="layer.1", tier=Tier.DISK),
+        UnitPlacement(unit_id="head", tier=Tier.DEVICE),
+    ),
+    resident_bytes=600,
+    ring_bytes=100,
+    kv_bytes=50,
+    workspace_bytes=10,
+    transport="",
+    cost=StageCost(
+        compute_seconds=0.01, host_seconds=0.0, disk_seconds=0.02, hop_seconds=0.0, seconds=0.02, binding="disk"
+    ),
+)
+PLAN = Plan(
+    model="tiny",
+    policy="optimal",
+    objective=Objective.LATENCY,
+    context_tokens=2048,
+    num_slots=1,
+    stages=(STAGE,),
+    seconds_per_token=0.02,
+    period_seconds=0.02,
+    prefill_seconds=0.5,
+    streamed_bytes_per_token=400,
+    lower_bound_seconds=0.02,
+    gap=0.0,
+)
+DEPLOYMENT = wire.Deployment(
+    id="d1",
+    model="tiny",
+    state="ready",
+    plan=PLAN,
+    size_bytes=1000,
+    precision="fp32",
+    num_running=1,
+    num_queued=2,
+    num_completed=3,
+    tokens_per_second=40.0,
+    bound_tokens_per_second=50.0,
+)
+SUMMARY = wire.ModelSummary(
+    name="tiny",
+    digest="blake2b:0123456789abcdef",
+    size_bytes=1000,
+    architecture="llama",
+    precision="fp32",
+    num_parameters=135_000_000,
+    modified_unix_seconds=0.0,
+)
+DETAIL = wire.ModelDetail(
+    summary=SUMMARY,
+    source="hf:somebody/tiny",
+    num_layers=2,
+    hidden_size=64,
+    vocab_size=100,
+    max_context_tokens=2048,
+    num_experts=0,
+    num_units=4,
+    compute_dtype="fp32",
+    kv_bytes_per_token=512,
+    numeric_notes=("fp16 weights widened",),
+)
+STATUS = wire.Status(
+    version="1.2.3",
+    pid=42,
+    uptime_seconds=3700.0,
+    state="ready",
+    host="here",
+    runtime_dir="/run/teengined",
+    devices=(
+        wire.DeviceStatus(
+            spec=DeviceSpec(id="cpu:0", driver="cpu", memory_bytes=2000),
+            description=None,
+            worker_pid=None,
+            state="backoff",
+            planned_bytes=760,
+            problem="worker died twice",
+        ),
+    ),
+    deployments=(DEPLOYMENT,),
+    num_running=1,
+    num_queued=2,
+    num_models=1,
+    rss_bytes=50_000_000,
+)
+
+
+def run(daemon, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(["--endpoint", daemon.endpoint, *words])
+    captured = capsys.readouterr()
+    return int(str(ended.value.code)), captured.out, captured.err
+
+
+def test_ls_shows_packages(daemon, capsys):
+    daemon.answer(wire.ListModels, wire.ModelList(models=(SUMMARY,)))
+
+    _, out, _ = run(daemon, capsys, "ls", "ti")
+
+    assert out.splitlines()[0].split() == ["NAME", "ID", "SIZE", "PARAMS", "ARCHITECTURE", "PRECISION", "MODIFIED"]
+    assert out.splitlines()[1].startswith("tiny  0123456789ab  1.0 kB    135M  llama")
+    assert daemon.asked[-1] == wire.ListModels(prefix="ti")
+
+
+def test_ps_shows_where_the_bytes_are_and_the_share_of_the_bound(daemon, capsys):
+    daemon.answer(wire.ListDeployments, wire.DeploymentList(deployments=(DEPLOYMENT,)))
+
+    _, out, _ = run(daemon, capsys, "ps")
+
+    assert "cpu 60% disk 40%" in out
+    assert out.splitlines()[1].split()[-5:] == ["2048", "3", "40.0", "50.0", "ready"]
+
+
+def test_ps_as_json_is_the_record(daemon, capsys):
+    daemon.answer(wire.ListDeployments, wire.DeploymentList(deployments=(DEPLOYMENT,)))
+
+    _, out, _ = run(daemon, capsys, "ps", "--json")
+
+    written = json.loads(out)
+    assert written["schema"] == "teengine.ps/v1"
+    assert written["items"][0]["plan"]["stages"][0]["resident_bytes"] == 600
+
+
+def test_show_leaves_out_what_the_model_lacks(daemon, capsys):
+    daemon.answer(wire.ShowModel, DETAIL)
+
+    _, out, _ = run(daemon, capsys, "show", "tiny")
+
+    assert "context       2048 tokens, 512 B of KV each" in out
+    assert "note          fp16 weights widened" in out
+    assert "experts" not in out
+
+
+def test_status_is_one_screen(daemon, capsys):
+    daemon.answer(wire.GetStatus, STATUS)
+
+    _, out, _ = run(daemon, capsys, "status")
+
+    assert out.startswith("teengined 1.2.3 on here: ready, up 1h01m, pid 42, 50.0 MB resident\n")
+    assert "backoff: worker died twice" in out
+    assert "\x1b" not in out
+
+
+def test_status_is_coloured_when_asked(daemon, capsys):
+    daemon.answer(wire.GetStatus, STATUS)
+
+    assert "\x1b[32mready\x1b[0m" in run(daemon, capsys, "--color", "always", "status")[1]
+
+
+def test_status_without_models_says_so(daemon, capsys):
+    daemon.answer(wire.GetStatus, replace(STATUS, deployments=()))
+
+    assert "no model is loaded" in run(daemon, capsys, "status")[1]
+
+
+def test_plugins_alone_lists_them(daemon, capsys):
+    item = wire.PluginItem(
+        kind="driver", name="cuda", entry_point="driver.cuda", distribution="teengine", available=False, reason="no GPU"
+    )
+    daemon.answer(wire.ListPlugins, wire.PluginList(plugins=(item,)))
+
+    assert "no: no GPU" in run(daemon, capsys, "plugins")[1]
+    assert run(daemon, capsys, "plugins", "-q")[1] == "driver/cuda\n"
+    assert run(daemon, capsys, "plugins", "ls", "--json")[1].startswith('{\n  "schema": "teengine.plugins/v1"')
+
+
+def test_errors_of_the_daemon_become_its_exit_codes(daemon, capsys):
+    reply = wire.ErrorReply(code="unknown_model", message="no model named 'x'", hint="teengine ls", retryable=False)
+    daemon.answer(wire.RemoveModel, reply)
+
+    code, out, err = run(daemon, capsys, "rm", "x")
+
+    assert (code, out) == (4, "")
+    assert err == "error: no model named 'x'\nhint: teengine ls\n"
+
+
+def test_unload_passes_on_how_much_of_a_hurry_there_is(daemon, capsys):
+    daemon.answer(wire.UnloadModel, wire.Done())
+
+    run(daemon, capsys, "stop", "a", "b", "--now")
+
+    assert daemon.asked[-2:] == [wire.UnloadModel(model="a", now=True), wire.UnloadModel(model="b", now=True)]
+
+
+def test_load_streams_progress_as_json_lines(daemon, capsys):
+    told = wire.LoadProgress(phase="reading", done=1, total=2)
+    daemon.answer(wire.LoadModel, told, wire.Loaded(deployment=DEPLOYMENT, seconds=1.5))
+
+    code, out, _ = run(daemon, capsys, "load", "tiny", "--device", "cpu:0", "--context", "512", "-o", "jsonl")
+
+    first, last = map(json.loads, out.splitlines())
+    assert (code, first["label"], last["event"], last["seconds"]) == (0, "reading tiny", "done", 1.5)
+    assert daemon.asked[-1].plan == wire.PlanModel(model="tiny", device_ids=("cpu:0",), context_tokens=512)
+
+
+def test_plan_that_does_not_fit_is_exit_code_7(daemon, capsys):
+    reply = wire.ErrorReply(code="does_not_fit", message="cpu:0 needs 2 GB", hint="raise it", retryable=False)
+    daemon.answer(wire.PlanModel, reply)
+
+    assert run(daemon, capsys, "plan", "tiny", "--objective", "throughput")[0] == 7
+    assert daemon.asked[-1].objective is Objective.THROUGHPUT
+
+
+def test_config_show_filters_by_prefix(daemon, capsys):
+    items = tuple(wire.ConfigItem(key=key, value="1", origin="default", doc="why") for key in ("a.x", "b.y"))
+    daemon.answer(wire.ShowConfig, wire.ConfigReply(items=items))
+
+    assert run(daemon, capsys, "config", "show", "b", "-q")[1] == "b.y\n"
+    assert "why" in run(daemon, capsys, "config", "show", "--docs")[1]
+
+
+def test_version_names_both_ends(daemon, capsys):
+    daemon.answer(wire.GetStatus, STATUS)
+
+    assert "teengined  1.2.3" in run(daemon, capsys, "version")[1]
