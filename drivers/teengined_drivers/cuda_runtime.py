@@ -1,4 +1,4 @@
-"""Where the CUDA driver touches CUDA's own calls and errors: page locking, GPUs by UUID, and one mapping of failures."""
+"""Where the CUDA driver touches CUDA's own calls and errors: page locking, GPUs by UUID, one mapping of failures."""
 
 import functools
 from collections.abc import Generator
