@@ -12,7 +12,7 @@ from teengined.core.errors import DeadlineExceeded, PluginError, TeengineError, 
 from teengined.core.model import ModelManifest
 from teengined.core.request import FinishReason, SamplingParams
 from teengined.protocol.messages import Deployment, TokenChunk
-from teengined.protocol.worker_messages import StepDone, WorkerError
+from teengined.protocol.worker_messages import SampledToken, StepDone, WorkerError
 from teengined.scheduler.events import (
     Cancelled,
     Emit,
@@ -58,6 +58,8 @@ class _StepInFlight:
     run: Run
     deadline: asyncio.TimerHandle
     reported: set[int] = field(default_factory=set[int])
+    tokens: tuple[SampledToken, ...] = ()
+    """What the last stage drew."""
     error: TeengineError | None = None
 
 
@@ -272,8 +274,8 @@ class LoadedModel:
             if answer := self._answers.get(part.sequence_id):
                 answer.note_streamed(share)
         if device_id == self.stages.device_ids[-1]:
-            self._over(step)
-            self._feed(StepCompleted(step=done.step, tokens=done.tokens))
+            step.tokens = done.tokens
+        self._finish_step(step)
 
     def _on_worker_error(self, device_id: str, message: WorkerError) -> None:
         error = error_class(message.code)(f"{device_id}: {message.message}", hint=message.hint)
@@ -289,10 +291,18 @@ class LoadedModel:
             return
         step.error = step.error or error  # The first stage to fail knows why; the others only that it did.
         step.reported.add(self.stages.index_of(device_id))
-        if device_id == self.stages.device_ids[-1]:
-            logger.error("%s: step %d failed: %s", self.name, message.step, step.error.message)
-            self._over(step)
-            self._feed(StepFailed(step=message.step, error=step.error))
+        self._finish_step(step)
+
+    def _finish_step(self, step: _StepInFlight) -> None:
+        """End the step once every stage has reported: then each is ready for the next, and the account is complete."""
+        if len(step.reported) < len(self.stages.device_ids):
+            return
+        self._over(step)
+        if step.error is None:
+            self._feed(StepCompleted(step=step.run.step, tokens=step.tokens))
+            return
+        logger.error("%s: step %d failed: %s", self.name, step.run.step, step.error.message)
+        self._feed(StepFailed(step=step.run.step, error=step.error))
 
     def _over(self, step: _StepInFlight) -> None:
         step.deadline.cancel()

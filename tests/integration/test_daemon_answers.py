@@ -1,0 +1,224 @@
+"""A real daemon with the fake worker: what an answer is, and what is refused before anything is promised."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+import zmq
+
+from teengined.client import AsyncClient, Client
+from teengined.core.errors import Conflict, ContextTooLong, DeadlineExceeded, RequestError, UnknownModel, UnknownRequest
+from teengined.core.request import ChatMessage, FinishReason, SamplingParams
+from teengined.protocol.codec import CodecLimits, Envelope, encode
+from teengined.protocol.messages import CLIENT_MESSAGES, Accepted, Finished, Generate, TokenChunk
+from tests.fakes.byte_package import EOS
+from tests.fakes.running_daemon import RunningDaemon, wait_until
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[RunningDaemon]:
+    with RunningDaemon(worker_arguments=', "--step-seconds", "0.002"') as running:
+        with running.client() as client:
+            running.load(client, assignment={"cpu:1": 1, "cpu:0": 3})
+        yield running
+
+
+@pytest.fixture
+def client(daemon: RunningDaemon) -> Iterator[Client]:
+    with daemon.client() as connected:
+        yield connected
+
+
+def ask(prompt: str, max_tokens: int = 8, **more) -> Generate:
+    return Generate(model="bytes", prompt=prompt, sampling=SamplingParams(max_tokens=max_tokens), **more)
+
+
+def text_of(events: list) -> str:
+    return "".join(event.text for event in events if isinstance(event, TokenChunk))
+
+
+def test_answer_is_accepted_streamed_and_finished_in_order(client: Client):
+    accepted, *chunks, finished = client.generate(ask("abc", max_tokens=7))
+
+    assert isinstance(accepted, Accepted)
+    assert accepted.num_prompt_tokens == 3
+    assert [chunk.sequence for chunk in chunks] == list(range(7))
+    assert text_of(chunks) == "abcabca"
+    assert finished.reason is FinishReason.LENGTH
+    assert finished.usage.completion_tokens == 7
+
+
+def test_usage_counts_the_bytes_that_stages_streamed(client: Client):
+    finished = list(client.generate(ask("abc", max_tokens=5)))[-1]
+
+    assert finished.usage.streamed_bytes == 5 * 2 * 1000  # tokens, stages, bytes a step of the fake worker
+    assert finished.usage.bound_seconds_per_token > 0
+
+
+def test_characters_cut_across_tokens_arrive_whole(client: Client):
+    chunks = [event for event in client.generate(ask("é😀", max_tokens=12)) if isinstance(event, TokenChunk)]
+
+    assert text_of(chunks) == "é😀é😀"
+    assert [chunk.text for chunk in chunks[:6]] == ["", "é", "", "", "", "😀"]
+
+
+def test_character_that_never_becomes_whole_is_told_at_the_end(client: Client):
+    events = list(client.generate(ask("😀", max_tokens=5)))
+
+    assert text_of(events) == "😀\N{REPLACEMENT CHARACTER}"
+    assert [event.sequence for event in events[1:]] == list(range(7))
+
+
+def test_chat_goes_through_the_template(client: Client):
+    request = Generate(
+        model="bytes", messages=(ChatMessage(role="user", content="hi"),), sampling=SamplingParams(max_tokens=8)
+    )
+
+    events = list(client.generate(request))
+
+    assert events[0].num_prompt_tokens == len("[user]hi") + 1 + len("[assistant]")
+    assert text_of(events) == "[user]hi"
+
+
+def test_template_that_refuses_is_told_to_the_caller(client: Client):
+    request = Generate(model="bytes", messages=(ChatMessage(role="robot", content="hi"),))
+
+    with pytest.raises(RequestError, match="no robots"):
+        list(client.generate(request))
+
+
+def test_end_of_sequence_ends_the_answer_without_text(client: Client):
+    request = Generate(model="bytes", token_ids=(97, 98, EOS, 99))
+
+    *chunks, finished = list(client.generate(request))[1:]
+
+    assert text_of(chunks) == "ab"
+    assert finished.reason is FinishReason.STOP
+    assert finished.usage.completion_tokens == 3
+
+
+def test_end_of_sequence_is_passed_where_the_caller_ignores_it(client: Client):
+    sampling = SamplingParams(max_tokens=4, ignore_eos=True)
+
+    events = list(client.generate(Generate(model="bytes", token_ids=(97, EOS), sampling=sampling)))
+
+    assert events[-1].reason is FinishReason.LENGTH
+
+
+def test_long_prompt_is_prefilled_in_chunks(client: Client):
+    prompt = "".join(chr(97 + index % 26) for index in range(1200))
+
+    assert text_of(list(client.generate(ask(prompt, max_tokens=30)))) == prompt[:30]
+
+
+def test_many_answers_at_once_each_get_their_own_text(daemon: RunningDaemon):
+    async def one(client: AsyncClient, index: int) -> str:
+        prompt = f"<{index}>"
+        events = [event async for event in client.generate(ask(prompt * 20, max_tokens=30))]
+        assert text_of(events).startswith(prompt)
+        return text_of(events)
+
+    async def all_of_them() -> list[str]:
+        async with AsyncClient(daemon.endpoint) as client:
+            return await asyncio.gather(*(one(client, index) for index in range(12)))
+
+    assert len(set(asyncio.run(all_of_them()))) == 12
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "told"),
+    [
+        (Generate(model="nobody", prompt="a"), UnknownModel, "loaded models: bytes"),
+        (Generate(model="bytes"), RequestError, "exactly one of"),
+        (Generate(model="bytes", prompt="a", token_ids=(1,)), RequestError, "exactly one of"),
+        (Generate(model="bytes", prompt=""), RequestError, "no tokens"),
+        (Generate(model="bytes", token_ids=(1, 258)), RequestError, "between 0 and 257"),
+        (Generate(model="bytes", token_ids=(-1,)), RequestError, "between 0 and 257"),
+        (ask("abc", max_tokens=4094), ContextTooLong, "3 prompt tokens and max_tokens 4094 make 4097"),
+        (ask("a" * 5000, max_tokens=1), ContextTooLong, "5000 prompt tokens"),
+    ],
+)
+def test_request_that_cannot_succeed_is_refused(client: Client, request_, error, told):
+    with pytest.raises(error, match=told):
+        list(client.generate(request_))
+
+
+def test_cancel_from_beside_ends_the_answer_as_cancelled(client: Client):
+    events = client.generate(ask("abc", max_tokens=4000))
+    accepted, _ = next(events), next(events)
+
+    client.cancel(accepted.request_id)
+
+    last = list(events)[-1]
+    assert isinstance(last, Finished)
+    assert last.reason is FinishReason.CANCELLED
+
+
+def test_cancel_of_an_unknown_request_is_an_error(client: Client):
+    with pytest.raises(UnknownRequest):
+        client.cancel("0000")
+
+
+def test_leaving_the_iteration_early_cancels(client: Client):
+    for event in client.generate(ask("abc", max_tokens=4000)):
+        if isinstance(event, TokenChunk):
+            break
+
+    wait_until(lambda: client.status().num_running == 0, "the abandoned answer is cancelled")
+
+
+def test_client_that_vanishes_is_noticed_and_its_answer_cancelled(daemon: RunningDaemon, client: Client):
+    context = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.connect(daemon.endpoint)
+    envelope = Envelope(correlation=1, message=ask("abc", max_tokens=4000))
+    socket.send_multipart(encode(envelope, CLIENT_MESSAGES, CodecLimits()))
+    socket.recv_multipart()
+
+    socket.close(linger=0)
+    context.term()
+
+    wait_until(lambda: client.status().num_running == 0, "the vanished client's answer is cancelled")
+
+
+def test_answer_that_takes_longer_than_asked_fails(client: Client):
+    with pytest.raises(DeadlineExceeded):
+        list(client.generate(ask("abc", max_tokens=4000, timeout_seconds=0.2)))
+
+
+def test_one_package_can_be_loaded_twice_under_two_names(daemon: RunningDaemon, client: Client):
+    loaded = daemon.load(client, name="again")
+
+    assert [item.model for item in client.deployments().deployments] == ["again", "bytes"]
+    events = list(client.generate(Generate(model="again", prompt="xy", sampling=SamplingParams(max_tokens=4))))
+    assert text_of(events) == "xyxy"
+    assert loaded.deployment.state == "ready"
+    client.unload("again")
+    assert [item.model for item in client.deployments().deployments] == ["bytes"]
+
+
+def test_name_that_is_taken_and_package_in_use_are_conflicts(daemon: RunningDaemon, client: Client):
+    with pytest.raises(Conflict):
+        daemon.load(client)
+    with pytest.raises(Conflict):
+        client.remove("bytes")
+
+
+def test_loaded_models_take_from_the_budget_of_the_next_plan(daemon: RunningDaemon, client: Client):
+    planned = {device.spec.id: device.planned_bytes for device in client.status().devices}
+    stages = client.deployments().deployments[0].plan.stages
+
+    assert planned == {stage.device_id: stage.total_bytes for stage in stages}
+
+
+def test_inspection_calls_tell_what_is_there(client: Client):
+    assert [model.name for model in client.models().models] == ["bytes"]
+    assert client.models("x").models == ()
+    assert client.show("bytes").vocab_size == 258
+    assert {"driver", "scheduling-policy"} <= {plugin.kind for plugin in client.plugins().plugins}
+    assert any(item.origin.startswith("file ") for item in client.config().items)
+    assert [profile.device_id for profile in client.measure().devices] == ["cpu:0", "cpu:1"]
+    with pytest.raises(UnknownModel, match="nothing"):
+        client.show("nothing")
