@@ -126,9 +126,11 @@ class UnitFileWriter:
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         """Seal the file, or leave it unsealed after an error."""
-        if error_type is None:
-            self.close()
-        self.abandon()
+        try:
+            if error_type is None:
+                self.close()
+        finally:
+            self.abandon()
 
     def _pad_to(self, alignment_bytes: int) -> None:
         gap = align_up(self._position, alignment_bytes) - self._position
