@@ -40,7 +40,7 @@ def lower_bound(instance: Instance, achieved_seconds: float) -> float:
 
 def latency_bound(instance: Instance, achieved_seconds: float) -> float:
     """Return the best Lagrangian bound found in a fixed number of steps."""
-    hop_dd = instance.hop_dd + np.diag(np.full(len(instance.hop_dd), np.inf))
+    hop_dd = _hops_to_others(instance.hop_dd)
     prices_d = _first_prices(instance)
     best, scale, idle = 0.0, 1.0, 0
     for _ in range(_MAX_STEPS):
@@ -68,11 +68,10 @@ def _first_prices(instance: Instance) -> FloatArray:
     cross L.
     """
     num_devices, num_layers, _ = instance.cost_dse.shape
-    lengths_n = np.asarray(range(1, num_layers + 1), dtype=np.int64)
+    lengths_n = np.asarray(range(1, num_layers + 1), dtype=np.float64)
     cost_dn = _cheapest_by_length(instance.cost_dse)
     if num_devices > 1:
-        others_dd = instance.hop_dd + np.diag(np.full(num_devices, np.inf))
-        cost_dn = cost_dn + others_dd.min(axis=0)[:, None]
+        cost_dn = cost_dn + _hops_to_others(instance.hop_dd).min(axis=0)[:, None]
     low, high = 0.0, float(cost_dn[np.isfinite(cost_dn)].max(initial=0.0))
     for _ in range(_BISECTIONS):
         worth = (low + high) / 2
@@ -80,6 +79,13 @@ def _first_prices(instance: Instance) -> FloatArray:
         taken_d = np.where(earned_dn.max(axis=1) > 0, lengths_n[earned_dn.argmax(axis=1)], 0)
         low, high = (low, worth) if taken_d.sum() >= num_layers else (worth, high)
     return np.maximum(0.0, (high * lengths_n - cost_dn).max(axis=1))
+
+
+def _hops_to_others(hop_dd: FloatArray) -> FloatArray:
+    """Forbid the step from a device to itself, which no plan takes."""
+    others_dd = hop_dd.copy()
+    np.fill_diagonal(others_dd, np.inf)
+    return others_dd
 
 
 def _cheapest_by_length(cost_dse: FloatArray) -> FloatArray:

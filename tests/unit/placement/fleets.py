@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from teengined.core.device import ComputePoint, DeviceProfile, DeviceSpec, HostProfile, LinkProfile
@@ -23,7 +24,7 @@ class Optimal(PlacementPolicy):
 
 def unit(kind: UnitKind, pages: int, *, layer: int | None = None, expert: int | None = None, **fields: Any) -> UnitSpec:
     name = kind.value if layer is None else f"layer.{layer}" + ("" if expert is None else f".expert.{expert}")
-    values = {
+    values: dict[str, Any] = {
         "id": name,
         "kind": kind,
         "layer": layer,
@@ -106,7 +107,10 @@ def host(*, disk: float = 1.0, memory_pages: float = 0) -> HostProfile:
 
 
 def planning(
-    model: ModelManifest, devices: Sequence[DeviceSpec], profiles: Mapping[str, DeviceProfile] | None = None, **fields: Any
+    model: ModelManifest,
+    devices: Sequence[DeviceSpec],
+    profiles: Mapping[str, DeviceProfile] | None = None,
+    **fields: Any,
 ) -> PlanningInput:
     """No room is lost to a step: one token at a time, unless the test says otherwise."""
     values: dict[str, Any] = {
@@ -155,8 +159,6 @@ def random_planning(seed: int, *, max_layers: int = 6, max_devices: int = 4, gpu
 
 
 def manifest_with_kv(model: ModelManifest, elements: int) -> ModelManifest:
-    from dataclasses import replace
-
     return replace(model, kv_elements_per_token=(elements,) * model.num_layers)
 
 
