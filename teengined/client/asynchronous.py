@@ -38,6 +38,7 @@ class AsyncClient:
         self._socket: Any = None
         self._monitor: Any = None
         self._readers: list[asyncio.Task[None]] = []
+        self._lost = False
 
     async def status(self) -> wire.Status:
         """Return the daemon, its devices and deployments."""
@@ -116,6 +117,7 @@ class AsyncClient:
         await asyncio.gather(*self._readers, return_exceptions=True)
         hang_up(self._context, self._socket, self._monitor)
         self._readers = []
+        self._lost = False
         self._context = self._socket = self._monitor = None
 
     async def __aenter__(self) -> Self:
@@ -169,6 +171,8 @@ class AsyncClient:
         self._arrived.pop(correlation, None)
 
     async def _connect(self) -> None:
+        if self._lost:
+            await self.close()
         if self._socket is not None:
             return
         probe(self.endpoint)
@@ -228,6 +232,8 @@ class AsyncClient:
             if is_disconnect(await self._monitor.recv_multipart()):
                 await asyncio.sleep(0)  # Replies that arrived before the connection broke go first.
                 self._fail_all(lost_connection(self.endpoint))
+                self._lost = True  # The next call connects anew, and learns at once if nobody is there.
+                return
 
     def _fail_all(self, error: TeengineError) -> None:
         self._mail.fail_all(error)

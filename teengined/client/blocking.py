@@ -206,5 +206,6 @@ class Client:
         if self._monitor in ready:
             if is_disconnect(self._monitor.recv_multipart()):
                 self._mail.fail_all(lost_connection(self.endpoint))
+                self.close()  # The next call connects anew, and learns at once if nobody is there.
             return True
         return False

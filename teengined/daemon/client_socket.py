@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from teengined.client.endpoint import SOCKET_NAME, endpoint_of
 from teengined.core.errors import ConfigError
 from teengined.service.settings import Config
 
-__all__ = ["bind_client_socket", "inherited_socket"]
+__all__ = ["ClientSocket", "bind_client_socket", "inherited_socket"]
 
 _FIRST_INHERITED_FD = 3
 # A request up to this many times too large is read and refused with an error. Beyond, ZeroMQ drops the connection.
@@ -22,46 +23,64 @@ _LINGER_MILLISECONDS = 500
 _BACKLOG = 512
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSocket:
+    """The listening ROUTER socket."""
+
+    router: Any
+    endpoint: str
+    file: Path | None
+    """The socket's file where this process made it; systemd keeps its own."""
+
+    def close(self) -> None:
+        """Stop listening, giving last replies a moment to leave."""
+        self.router.close()
+        if self.file is not None:
+            self.file.unlink(missing_ok=True)
+
+
 def bind_client_socket(
     context: zmq.asyncio.Context, config: Config, runtime_dir: Path, environment: Mapping[str, str]
-) -> tuple[Any, str]:
-    """Return the listening ROUTER socket and its endpoint. The caller holds the lock of `runtime_dir`.
+) -> ClientSocket:
+    """Return the listening socket. The caller holds the lock of `runtime_dir`.
 
     Raises:
         ConfigError: the path is too long or cannot be bound, or systemd handed over something else.
     """
-    router = context.socket(zmq.ROUTER)
+    router: Any = context.socket(zmq.ROUTER)
     router.setsockopt(zmq.ROUTER_MANDATORY, 1)
     router.setsockopt(zmq.SNDHWM, config.protocol.send_queue)
     router.setsockopt(zmq.MAXMSGSIZE, _REFUSAL_FACTOR * config.protocol.max_message)
     router.setsockopt(zmq.LINGER, _LINGER_MILLISECONDS)
     router.setsockopt(zmq.BACKLOG, _BACKLOG)
     try:
-        return router, _bind(router, config, runtime_dir, environment)
+        inherited = inherited_socket(environment)
+        if inherited is not None:
+            return _take_over(router, *inherited)
+        return _bind(router, config.daemon.socket_mode, runtime_dir / SOCKET_NAME)
     except BaseException:
         router.close()
         raise
 
 
-def _bind(router: Any, config: Config, runtime_dir: Path, environment: Mapping[str, str]) -> str:
-    inherited = inherited_socket(environment)
-    if inherited is not None:
-        fd, path = inherited
-        endpoint = endpoint_of(f"ipc://{path}")
-        router.setsockopt(zmq.USE_FD, os.dup(fd))  # ZeroMQ closes what it is given; systemd's own stays open.
-        router.bind(endpoint)
-        return endpoint
-    path = runtime_dir / SOCKET_NAME
+def _take_over(router: Any, fd: int, path: str) -> ClientSocket:
+    endpoint = endpoint_of(f"ipc://{path}")
+    router.setsockopt(zmq.USE_FD, os.dup(fd))  # ZeroMQ closes what it is given; systemd's own stays open.
+    router.bind(endpoint)
+    return ClientSocket(router=router, endpoint=endpoint, file=None)
+
+
+def _bind(router: Any, mode: int, path: Path) -> ClientSocket:
     endpoint = endpoint_of(f"ipc://{path}")
     path.unlink(missing_ok=True)  # Left by a daemon that was killed: the lock says that it is gone.
-    before = os.umask(0o777 & ~config.daemon.socket_mode)
+    before = os.umask(0o777 & ~mode)
     try:
         router.bind(endpoint)
     except zmq.ZMQError as error:
         raise ConfigError(f"cannot listen on {path}: {error.strerror}", hint="choose another --runtime-dir") from error
     finally:
         os.umask(before)
-    return endpoint
+    return ClientSocket(router=router, endpoint=endpoint, file=path)
 
 
 def inherited_socket(environment: Mapping[str, str]) -> tuple[int, str] | None:

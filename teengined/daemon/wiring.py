@@ -7,12 +7,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import zmq.asyncio
 
 from teengined.core.device import DeviceDescription, DeviceSpec
-from teengined.daemon.client_socket import bind_client_socket
+from teengined.daemon.client_socket import ClientSocket, bind_client_socket
 from teengined.daemon.config import Directories
 from teengined.daemon.runtime_directory import RuntimeDirectory
 from teengined.daemon.supervise import launch
@@ -49,10 +48,14 @@ class Daemon:
 
     context: ServiceContext
     server: Server
-    endpoint: str
+    _socket: ClientSocket
     _runtime: RuntimeDirectory
     _zmq: zmq.asyncio.Context
-    _socket: Any
+
+    @property
+    def endpoint(self) -> str:
+        """Where clients connect."""
+        return self._socket.endpoint
 
     async def close(self, *, now: bool = False) -> None:
         """Fail what runs, stop the workers (`now`: kill them), and give everything back."""
@@ -95,7 +98,7 @@ def wire(inventory: Inventory, directories: Directories, request_drain: Callable
     context = zmq.asyncio.Context()
     try:
         config = inventory.loaded.config
-        socket, endpoint = bind_client_socket(context, config, directories.runtime, os.environ)
+        socket = bind_client_socket(context, config, directories.runtime, os.environ)
         pool = WorkerPool(inventory.specs, _with_command(config.worker), CodecLimits(), launch)
         pool.open(context, directories.runtime / "workers")
     except BaseException:
@@ -103,8 +106,8 @@ def wire(inventory: Inventory, directories: Directories, request_drain: Callable
         runtime.close()
         raise
     service = _service(inventory, directories, pool, request_drain)
-    server = Server(socket=socket, settings=config.protocol, handlers=handler_table(service))
-    return Daemon(context=service, server=server, endpoint=endpoint, _runtime=runtime, _zmq=context, _socket=socket)
+    server = Server(socket=socket.router, settings=config.protocol, handlers=handler_table(service))
+    return Daemon(context=service, server=server, _socket=socket, _runtime=runtime, _zmq=context)
 
 
 def _service(

@@ -107,7 +107,7 @@ class Scheduler:
         if self.num_waiting >= self.limits.max_waiting + (num_free if self._ready else 0):
             seconds = self._mean_seconds * (1 + self.num_waiting / self.limits.num_slots)
             raise QueueFull(
-                f"{self.num_waiting} requests wait already, which is the limit",
+                f"{self.num_waiting} requests wait already; the limit is {self.limits.max_waiting}",
                 hint="try again later, or raise limits.max_waiting",
                 retry_after_seconds=round(seconds, 3),
             )

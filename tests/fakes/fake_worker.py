@@ -91,7 +91,7 @@ class FakeWorker:
             self.fail(order.deployment_id, None, "no such package")
             return
         self.stages[order.deployment_id] = order
-        where = {"deployment_id": order.deployment_id, "stage_index": order.stage.index}
+        where: dict[str, Any] = {"deployment_id": order.deployment_id, "stage_index": order.stage.index}
         self.send(StageProgress(**where, done_bytes=5, total_bytes=10))
         self.send(StageOpened(**where, allocated_bytes=order.stage.resident_bytes))
 

@@ -56,7 +56,15 @@ def wait_until(condition, what: str, timeout_seconds: float = START_SECONDS) -> 
 class RunningDaemon:
     """Starts on construction, with a package named `bytes` in its store; `close` ends it and removes its files."""
 
-    def __init__(self, *, worker_arguments: str = "", worker_settings: str = "", settings: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        worker_arguments: str = "",
+        worker_settings: str = "",
+        settings: str = "",
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.environment = os.environ | (environment or {})
         # Socket paths must be short, and pytest's directories are not.
         self.directory = Path(tempfile.mkdtemp(prefix="te-"))
         self.runtime_dir = self.directory / "run"
@@ -89,7 +97,7 @@ class RunningDaemon:
         command += ["--runtime-dir", str(self.runtime_dir), "--state-dir", str(self.directory / "state")]
         command += ["--store", str(self.directory / "store"), "--die-with-parent"]
         with (log_file or self.log_file).open("ab") as log:
-            return subprocess.Popen(command, stderr=log, stdout=log, stdin=subprocess.DEVNULL)
+            return subprocess.Popen(command, stderr=log, stdout=log, stdin=subprocess.DEVNULL, env=self.environment)
 
     def is_ready(self) -> bool:
         """Whether the daemon said so."""

@@ -1,12 +1,12 @@
 """A real daemon with the fake worker: what an answer is, and what is refused before anything is promised."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import zmq
 
-from teengined.client import AsyncClient, Client
+from teengined.client import AnswerEvent, AsyncClient, Client
 from teengined.core.errors import Conflict, ContextTooLong, DeadlineExceeded, RequestError, UnknownModel, UnknownRequest
 from teengined.core.request import ChatMessage, FinishReason, SamplingParams
 from teengined.protocol.codec import CodecLimits, Envelope, encode
@@ -31,18 +31,26 @@ def client(daemon: RunningDaemon) -> Iterator[Client]:
         yield connected
 
 
-def ask(prompt: str, max_tokens: int = 8, **more) -> Generate:
-    return Generate(model="bytes", prompt=prompt, sampling=SamplingParams(max_tokens=max_tokens), **more)
+def ask(prompt: str, max_tokens: int = 8, timeout_seconds: float = 0.0) -> Generate:
+    sampling = SamplingParams(max_tokens=max_tokens)
+    return Generate(model="bytes", prompt=prompt, sampling=sampling, timeout_seconds=timeout_seconds)
 
 
-def text_of(events: list) -> str:
+def complete(events: Iterator[AnswerEvent]) -> tuple[Accepted, list[TokenChunk], Finished]:
+    """Read an answer to its end."""
+    accepted, *chunks, finished = events
+    assert isinstance(accepted, Accepted)
+    assert isinstance(finished, Finished)
+    return accepted, [chunk for chunk in chunks if isinstance(chunk, TokenChunk)], finished
+
+
+def text_of(events: Sequence[AnswerEvent]) -> str:
     return "".join(event.text for event in events if isinstance(event, TokenChunk))
 
 
 def test_answer_is_accepted_streamed_and_finished_in_order(client: Client):
-    accepted, *chunks, finished = client.generate(ask("abc", max_tokens=7))
+    accepted, chunks, finished = complete(client.generate(ask("abc", max_tokens=7)))
 
-    assert isinstance(accepted, Accepted)
     assert accepted.num_prompt_tokens == 3
     assert [chunk.sequence for chunk in chunks] == list(range(7))
     assert text_of(chunks) == "abcabca"
@@ -51,7 +59,7 @@ def test_answer_is_accepted_streamed_and_finished_in_order(client: Client):
 
 
 def test_usage_counts_the_bytes_that_stages_streamed(client: Client):
-    finished = list(client.generate(ask("abc", max_tokens=5)))[-1]
+    _, _, finished = complete(client.generate(ask("abc", max_tokens=5)))
 
     assert finished.usage.streamed_bytes == 5 * 2 * 1000  # tokens, stages, bytes a step of the fake worker
     assert finished.usage.bound_seconds_per_token > 0
@@ -65,10 +73,11 @@ def test_characters_cut_across_tokens_arrive_whole(client: Client):
 
 
 def test_character_that_never_becomes_whole_is_told_at_the_end(client: Client):
-    events = list(client.generate(ask("😀", max_tokens=5)))
+    _, chunks, finished = complete(client.generate(ask("😀", max_tokens=5)))
 
-    assert text_of(events) == "😀\N{REPLACEMENT CHARACTER}"
-    assert [event.sequence for event in events[1:]] == list(range(7))
+    assert text_of(chunks) == "😀\N{REPLACEMENT CHARACTER}"
+    assert [chunk.sequence for chunk in chunks] == list(range(6))
+    assert finished.sequence == 6
 
 
 def test_chat_goes_through_the_template(client: Client):
@@ -76,10 +85,10 @@ def test_chat_goes_through_the_template(client: Client):
         model="bytes", messages=(ChatMessage(role="user", content="hi"),), sampling=SamplingParams(max_tokens=8)
     )
 
-    events = list(client.generate(request))
+    accepted, chunks, _ = complete(client.generate(request))
 
-    assert events[0].num_prompt_tokens == len("[user]hi") + 1 + len("[assistant]")
-    assert text_of(events) == "[user]hi"
+    assert accepted.num_prompt_tokens == len("[user]hi") + 1 + len("[assistant]")
+    assert text_of(chunks) == "[user]hi"
 
 
 def test_template_that_refuses_is_told_to_the_caller(client: Client):
@@ -92,7 +101,7 @@ def test_template_that_refuses_is_told_to_the_caller(client: Client):
 def test_end_of_sequence_ends_the_answer_without_text(client: Client):
     request = Generate(model="bytes", token_ids=(97, 98, EOS, 99))
 
-    *chunks, finished = list(client.generate(request))[1:]
+    _, chunks, finished = complete(client.generate(request))
 
     assert text_of(chunks) == "ab"
     assert finished.reason is FinishReason.STOP
@@ -102,9 +111,9 @@ def test_end_of_sequence_ends_the_answer_without_text(client: Client):
 def test_end_of_sequence_is_passed_where_the_caller_ignores_it(client: Client):
     sampling = SamplingParams(max_tokens=4, ignore_eos=True)
 
-    events = list(client.generate(Generate(model="bytes", token_ids=(97, EOS), sampling=sampling)))
+    _, _, finished = complete(client.generate(Generate(model="bytes", token_ids=(97, EOS), sampling=sampling)))
 
-    assert events[-1].reason is FinishReason.LENGTH
+    assert finished.reason is FinishReason.LENGTH
 
 
 def test_long_prompt_is_prefilled_in_chunks(client: Client):
@@ -147,7 +156,9 @@ def test_request_that_cannot_succeed_is_refused(client: Client, request_, error,
 
 def test_cancel_from_beside_ends_the_answer_as_cancelled(client: Client):
     events = client.generate(ask("abc", max_tokens=4000))
-    accepted, _ = next(events), next(events)
+    accepted = next(events)
+    next(events)
+    assert isinstance(accepted, Accepted)
 
     client.cancel(accepted.request_id)
 

@@ -1,0 +1,202 @@
+"""Workers that die, hang, freeze or fail: their requests get an error at once, and the next ones an answer."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from teengined.client import Client
+from teengined.core.errors import DeadlineExceeded, DoesNotFit, DriverError, InternalError, QueueFull, WorkerLost
+from teengined.core.request import SamplingParams
+from teengined.protocol.messages import Accepted, Generate, TokenChunk
+from tests.fakes.fake_worker import DIE, FAIL, FREEZE, HANG
+from tests.fakes.running_daemon import RunningDaemon, wait_until
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[RunningDaemon]:
+    limits = '[limits]\nstep_timeout = "2s"\nmax_waiting = 2'
+    with RunningDaemon(worker_arguments=', "--step-seconds", "0.005"', settings=limits) as running:
+        with running.client() as client:
+            running.load(client, assignment={"cpu:0": 2, "cpu:1": 2}, num_slots=2)
+        yield running
+
+
+@pytest.fixture
+def client(daemon: RunningDaemon) -> Iterator[Client]:
+    with daemon.client() as connected:
+        wait_until(lambda: states(connected) == ["ready"], "the deployment is ready")
+        yield connected
+
+
+def ask(prompt: str, max_tokens: int = 6) -> Generate:
+    return Generate(model="bytes", prompt=prompt, sampling=SamplingParams(max_tokens=max_tokens))
+
+
+def answer(client: Client, prompt: str, max_tokens: int = 6) -> str:
+    events = client.generate(ask(prompt, max_tokens))
+    return "".join(event.text for event in events if isinstance(event, TokenChunk))
+
+
+def states(client: Client) -> list[str]:
+    return [deployment.state for deployment in client.deployments().deployments]
+
+
+def pids(client: Client) -> list[int]:
+    return [device.worker_pid for device in client.status().devices if device.worker_pid]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("device", [0, 1])
+def test_killed_worker_fails_its_answers_at_once_and_comes_back(client: Client, device: int):
+    before = pids(client)
+    events = client.generate(ask("abc", max_tokens=2000))
+    next(events)
+    next(events)
+
+    os.kill(before[device], signal.SIGKILL)
+    with pytest.raises(WorkerLost, match="SIGKILL") as caught:
+        list(events)
+
+    assert caught.value.retryable
+    assert answer(client, "abc") == "abcabc"
+    assert pids(client)[device] != before[device]
+
+
+def test_worker_that_dies_in_a_step_is_replaced(client: Client):
+    with pytest.raises(WorkerLost):
+        answer(client, chr(DIE) + "bc")
+
+    assert answer(client, "abc") == "abcabc"
+
+
+def test_step_that_fails_fails_its_request_only(client: Client):
+    before = pids(client)
+
+    with pytest.raises(InternalError, match=r"cpu:1: this step was meant to fail"):
+        answer(client, chr(FAIL) + "bc")
+
+    assert answer(client, "abc") == "abcabc"
+    assert pids(client) == before
+
+
+def test_worker_that_hangs_in_a_step_is_killed_at_the_deadline(client: Client, daemon: RunningDaemon):
+    with pytest.raises(DeadlineExceeded, match="longer than 2 s"):
+        answer(client, chr(HANG) + "bc")
+
+    wait_until(lambda: "did not finish a step within 2 s" in daemon.log(), "the log tells why")
+    assert answer(client, "abc") == "abcabc"
+
+
+def test_frozen_worker_is_found_by_its_silence(client: Client):
+    with pytest.raises(WorkerLost, match="did not answer for 1 s"):
+        answer(client, chr(FREEZE) + "bc")
+
+    assert answer(client, "abc") == "abcabc"
+
+
+def test_request_beyond_the_queue_is_refused_with_a_time_to_come_back(daemon: RunningDaemon, client: Client):
+    busy = [client.generate(ask("ab", max_tokens=500)) for _ in range(4)]
+    assert all(isinstance(next(events), Accepted) for events in busy)
+
+    with pytest.raises(QueueFull, match="requests wait already; the limit is 2") as caught:
+        answer(client, "abc")
+
+    assert caught.value.retryable
+    assert (caught.value.retry_after_seconds or 0) > 0
+    busy.clear()
+    wait_until(lambda: client.status().num_running + client.status().num_queued == 0, "all are cancelled")
+
+
+def test_model_that_does_not_fit_is_refused_and_leaves_nothing(daemon: RunningDaemon, client: Client):
+    with pytest.raises(DoesNotFit):
+        daemon.load(client, name="huge", num_slots=400)
+
+    assert len(states(client)) == 1
+
+
+def test_worker_that_cannot_start_fails_the_load():
+    with RunningDaemon() as running, running.client() as client:
+        running.order_file.write_text("die")
+
+        with pytest.raises(WorkerLost, match="exited with status 3"):
+            running.load(client)
+
+        assert states(client) == []
+        running.order_file.unlink()
+        assert running.load(client).deployment.state == "ready"
+
+
+def test_worker_that_says_nothing_is_killed_at_the_deadline():
+    environment = {"TEENGINED_WORKER__START_TIMEOUT": "1s"}
+    with RunningDaemon(environment=environment) as running, running.client() as client:
+        running.order_file.write_text("say nothing")
+
+        with pytest.raises(WorkerLost, match="said nothing within 1 s"):
+            running.load(client)
+
+        wait_until(lambda: pids(client) == [], "the silent worker is gone")
+
+
+def test_worker_that_dies_again_and_again_fails_the_deployment_for_good():
+    with RunningDaemon(worker_settings="max_failures = 3") as running, running.client() as client:
+        running.load(client)
+        running.order_file.write_text("die")
+
+        with pytest.raises(WorkerLost):
+            answer(client, chr(DIE) + "bc")
+        wait_until(lambda: states(client) == ["failed"], "the deployment has failed")
+
+        assert "exited with status 3" in client.deployments().deployments[0].problem
+        with pytest.raises(WorkerLost, match="failed"):
+            answer(client, "abc")
+        assert running.log().count("workers: the worker of cpu:0") == 3
+        running.order_file.unlink()
+        client.unload("bytes")
+        running.load(client)
+        assert answer(client, "abc") == "abcabc"
+
+
+def test_requests_wait_while_a_worker_comes_back():
+    with RunningDaemon(worker_settings='restart_delay_max = "1s"') as running, running.client() as client:
+        running.load(client)
+        os.kill(pids(client)[0], signal.SIGKILL)
+        wait_until(lambda: states(client) == ["loading"], "the loss is noticed")
+
+        assert answer(client, "abc") == "abcabc"
+
+
+def test_measuring_that_fails_is_told_with_its_last_words():
+    with RunningDaemon() as running:
+        text = running.config_file.read_text()
+        running.config_file.write_text(text.replace("fake_measure.py']", "fake_measure.py', '--fail']"))
+        assert running.terminate() == 0
+        running.log_file.unlink()
+        running.process = running.start()
+        wait_until(running.is_ready, "the daemon is ready")
+
+        with running.client() as client, pytest.raises(DriverError, match="no such device"):
+            client.measure()
+
+
+def test_no_worker_outlives_a_daemon_that_is_killed():
+    with RunningDaemon() as running:
+        with running.client() as client:
+            running.load(client, assignment={"cpu:0": 2, "cpu:1": 2})
+            workers = pids(client)
+        assert all(is_alive(pid) for pid in workers)
+
+        running.process.kill()
+        running.process.wait()
+
+        wait_until(lambda: not any(is_alive(pid) for pid in workers), "the workers are gone")
