@@ -27,6 +27,6 @@ def command(invocation: Invocation, output: OutputFormat, **placement: Any) -> N
     if output is OutputFormat.JSON:
         write_json("plan", reply)
         return
-    from teengined.cli.plan_text import plan_lines
+    from teengined.placement.explain import explain
 
-    sys.stdout.writelines(f"{line}\n" for line in plan_lines(reply))
+    sys.stdout.writelines(f"{line}\n" for line in explain(reply.plan, model_bytes=reply.model_bytes))
