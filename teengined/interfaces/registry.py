@@ -123,9 +123,11 @@ class PluginRegistry:
                 if source.matches(reference):
                     return source
             except Exception as error:
-                raise PluginError(f"source {name!r} raised on {reference!r}: {_told(error)}") from error
+                raise PluginError(
+                    f"{self._sources.origin(name)} raised on {reference!r:.80}: {_told(error)}"
+                ) from error
         raise SourceError(
-            f"{reference!r} is no model reference that any installed source knows ({', '.join(self.sources())})",
+            f"{reference!r:.200} is no model reference that any installed source knows ({', '.join(self.sources())})",
             hint="name a directory with config.json and safetensors files, a .gguf file, or a hub id ORG/NAME",
         )
 
@@ -229,6 +231,9 @@ class _Shelf(Generic[T]):
             f"no {self.kind} named {name!r} is installed; there are: {', '.join(installed) or 'none'}",
             hint=f"did you mean {near[0]!r}?" if near else "`teengine plugins ls` shows every plugin",
         )
+
+    def origin(self, name: str) -> str:
+        return f"{self.kind} {name!r} of {self._origins[name].distribution}"
 
     def view(self) -> Mapping[str, T]:
         return MappingProxyType(dict(sorted(self.instances.items())))

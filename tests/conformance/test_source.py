@@ -23,6 +23,7 @@ ODD_REFERENCES = [
     "no such file.gguf",
     "//",
     "ünï/cödé",
+    "~nobody-of-that-name/model",
 ]
 
 
