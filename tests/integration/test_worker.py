@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ def step(number: int, token_ids: tuple[int, ...], start: int) -> RunStep:
 
 
 def test_two_workers_answer_as_transformers_does(source: Path, package_dir: Path, tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     expected = model.generate(
         torch.tensor([PROMPT]), max_new_tokens=NUM_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
     )[0, len(PROMPT) :].tolist()

@@ -45,10 +45,10 @@ def test_what_nobody_expected_is_told_without_a_traceback_and_how_to_see_it():
 
 
 def test_debug_shows_the_traceback_first():
-    try:
+    with pytest.raises(ValueError, match="is not a size") as caught:
         parse_bytes("many")
-    except ValueError as error:
-        code, text = told(error, debug=True)
+
+    code, text = told(caught.value, debug=True)
 
     assert text.startswith("Traceback")
     assert "in parse_bytes" in text

@@ -1,6 +1,7 @@
 """Attention equals the plain definition, whatever the borders of sequences, windows, caps and sinks."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from teengined.models.kv import SequenceKV
 NUM_HEADS, NUM_KV_HEADS, WIDTH = 4, 2, 8
 
 
-def plainly(q_HTD: torch.Tensor, k_KCD: torch.Tensor, v_KCD: torch.Tensor, **options: object) -> torch.Tensor:
+def plainly(q_HTD: torch.Tensor, k_KCD: torch.Tensor, v_KCD: torch.Tensor, **options: Any) -> torch.Tensor:
     """Attend token by token and head by head, as the textbook writes it."""
     num_new, num_context = q_HTD.shape[1], k_KCD.shape[1]
     window, softcap, sinks = options.get("sliding_window"), options.get("softcap"), options.get("s_aux")
@@ -31,7 +32,7 @@ def plainly(q_HTD: torch.Tensor, k_KCD: torch.Tensor, v_KCD: torch.Tensor, **opt
     return output.transpose(0, 1)
 
 
-def packed(parts: list[tuple[int, int]], **options: object) -> tuple[torch.Tensor, torch.Tensor]:
+def packed(parts: list[tuple[int, int]], **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return our output and the plain one for sequences given as (new tokens, context)."""
     generator = torch.Generator().manual_seed(7)
     q = [torch.randn(1, NUM_HEADS, new, WIDTH, generator=generator) for new, _ in parts]
