@@ -31,11 +31,6 @@ class ModelGroups:
     """Includes the embedding unit where the head is tied to it."""
     tied: bool
 
-    @property
-    def streamable_bytes(self) -> int:
-        """Bytes that one token reads when nothing is resident."""
-        return self.head.size_bytes + sum(group.size_bytes for group in self.layers)
-
 
 def group_units(manifest: ModelManifest) -> ModelGroups:
     """Return the groups of a manifest.

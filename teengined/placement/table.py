@@ -34,8 +34,6 @@ class StageTable:
     """Infinite where the stage does not fit."""
     disk_seconds_dse: FloatArray
     """The disk's share, which all stages of a host draw from one disk. Infinite as above."""
-    streamed_dse: IntArray
-    """Bytes of layers and head that are not resident; -1 where the stage does not fit."""
     exact: bool
     """No other choice of resident groups could make any stage faster."""
 
@@ -87,7 +85,6 @@ def build_table(model: CostModel, host_bytes_of_device: Sequence[int], *, fracti
     return StageTable(
         seconds_dse=np.where(possible_dse, seconds_dse, np.inf),
         disk_seconds_dse=np.where(possible_dse, disk_dse, np.inf),
-        streamed_dse=streamed_dse,
         exact=exact,
     )
 
