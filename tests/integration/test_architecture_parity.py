@@ -1,4 +1,4 @@
-"""Every architecture that the generic path claims gives transformers' own tokens, cut or whole, resident or streamed."""
+"""Every architecture that the generic path claims gives transformers' own tokens, cut or whole, kept or streamed."""
 
 from pathlib import Path
 
