@@ -1,0 +1,17 @@
+import pytest
+
+from teengined.service.process import describe_exit
+from teengined.service.settings import WorkerSettings
+from teengined.service.workers import restart_delay
+
+
+@pytest.mark.parametrize(("failures", "seconds"), [(0, 0.0), (1, 0.5), (2, 1.0), (3, 2.0), (7, 30.0), (10_000, 30.0)])
+def test_wait_before_a_restart_doubles_up_to_its_bound(failures: int, seconds: float):
+    assert restart_delay(failures, WorkerSettings()) == seconds
+
+
+@pytest.mark.parametrize(
+    ("status", "told"), [(3, "exited with status 3"), (-9, "was killed by SIGKILL"), (-99, "was killed by signal 99")]
+)
+def test_exit_is_told_in_words(status: int, told: str):
+    assert describe_exit(status) == told
