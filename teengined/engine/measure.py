@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from teengined.core.device import DeviceProfile, DeviceSpec, HostProfile, LinkProfile
-from teengined.core.errors import DriverError
+from teengined.core.errors import ProtocolError
 from teengined.core.records import RecordError, from_mapping, to_mapping
 from teengined.engine.measurement_disk import disk_read_bytes_per_second
 from teengined.engine.measurement_process import Event, Measuring, emit, measuring, serve_request
@@ -91,11 +91,11 @@ def _parse(request: Event) -> tuple[list[DeviceSpec], Path]:
     devices: Any = request.get("devices")
     directory: Any = request.get("directory")
     if not isinstance(devices, list) or not devices or not isinstance(directory, str):
-        raise DriverError("a request to measure needs `devices`, at least one, and `directory`")
+        raise ProtocolError("a request to measure needs `devices`, at least one, and `directory`")
     try:
         return [from_mapping(DeviceSpec, device, "devices") for device in devices], Path(directory)
     except RecordError as error:
-        raise DriverError(f"the request to measure is wrong: {error}") from error
+        raise ProtocolError(f"the request to measure is wrong: {error}") from error
 
 
 class _Progress:

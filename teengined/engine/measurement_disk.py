@@ -52,7 +52,7 @@ def disk_read_bytes_per_second(directory: Path, options: StreamOptions) -> float
         kind = DiskFull if error.errno in {errno.ENOSPC, errno.EDQUOT} else DriverError
         raise kind(
             f"the disk of {directory} cannot be measured: {error.strerror}",
-            hint="make room there, or set `store.directory` to another disk",
+            hint="make room there, or set `store.dir` to another disk",
         ) from error
     return statistics.median(rates)
 

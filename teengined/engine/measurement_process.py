@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
-from teengined.core.errors import DeadlineExceeded, DriverError, TeengineError, error_class
+from teengined.core.errors import DeadlineExceeded, DriverError, ProtocolError, TeengineError, error_class
 
 __all__ = ["Event", "Measuring", "emit", "serve_request"]
 
@@ -48,9 +48,9 @@ def _parse(line: str) -> Event:
     try:
         request: object = json.loads(line)
     except ValueError as error:
-        raise DriverError(f"the request to measure is no JSON: {error}") from error
+        raise ProtocolError(f"no line of JSON: {line[:80]!r}") from error
     if not isinstance(request, dict):
-        raise DriverError("the request to measure is no JSON object")
+        raise ProtocolError(f"no JSON object: {line[:80]!r}")
     return cast("Event", request)
 
 
