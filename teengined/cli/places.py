@@ -1,7 +1,5 @@
 """Where this user's model packages are: a command that works without the daemon must find the daemon's place."""
 
-import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from teengined.cli.invocation import Invocation
@@ -16,26 +14,14 @@ def store_directory(invocation: Invocation) -> Path:
     Raises:
         ConfigError: the configuration here is wrong.
     """
-    values = _values(invocation)
-    if values["store.dir"]:
-        return Path(values["store.dir"])
-    return _state_directory(values["daemon.state_dir"]) / "models"
+    from teengined.daemon.config import directories_of
+    from teengined.service.config import ConfigSources, load_config
+    from teengined.service.settings import Config, DaemonSettings, StoreSettings
 
-
-def _values(invocation: Invocation) -> Mapping[str, str]:
     try:
         with invocation.client() as client:
-            items = client.config().items
+            values = {item.key: item.value for item in client.config().items}
     except DaemonUnreachable:
-        from teengined.service.config import ConfigSources, load_config
-
-        items = load_config(ConfigSources()).items
-    return {item.key: item.value for item in items}
-
-
-def _state_directory(named: str) -> Path:
-    if named:
-        return Path(named)
-    if os.getuid() == 0:
-        return Path("/var/lib/teengined")
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "teengined"
+        return directories_of(load_config(ConfigSources()).config).store
+    daemon = DaemonSettings(state_dir=values["daemon.state_dir"])
+    return directories_of(Config(daemon=daemon, store=StoreSettings(dir=values["store.dir"]))).store
