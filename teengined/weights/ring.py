@@ -72,22 +72,25 @@ class StreamRing:
             if group.index != group_index:
                 raise InternalError(f"group {group_index} acquired out of order: group {group.index} is next")
             load = self._settled_load(group)
-            if load.copied is not None:
-                load.copied.wait()
             self._num_held += 1
             self._next_acquire += 1
-            return self._device_buffers[load.device_slot]
+            buffer = self._device_buffers[load.device_slot]
+        if load.copied is not None:
+            load.copied.wait()
+        return buffer
 
     def release(self, group_index: int) -> None:
         """Free the buffer of the group that was acquired first, and start what fits in it."""
+        computed = self._record_compute()
         with self._changed:
             if not self._num_held or self._loads[0].group.index != group_index:
                 raise InternalError(f"group {group_index} released out of order")
             self._num_held -= 1
-            self._drop_first()
+            self._drop_first(computed)
 
     def rewind(self) -> None:
         """Make the first group the next to be acquired; waits for reads under way, and starts no needless ones."""
+        computed = self._record_compute()
         with self._changed:
             target = -(-self._next_acquire // len(self._groups)) * len(self._groups)
             self._next_start = max(self._next_start, target)
@@ -95,7 +98,7 @@ class StreamRing:
                 if not self._num_held:
                     self._settled_load(self._loads[0].group)
                 self._num_held = max(0, self._num_held - 1)
-                self._drop_first()
+                self._drop_first(computed)
             self._next_acquire = target
 
     @property
@@ -161,13 +164,17 @@ class StreamRing:
             return self._loads[self._num_held].state in {LoadState.READY, LoadState.FAILED}
         return self._failure is not None
 
-    def _drop_first(self) -> None:
+    def _record_compute(self) -> CopyEvent | None:
+        """Return when what is released may be overwritten; None: now. Outside the lock, for it may take its time."""
+        return None if self._device.shares_host_memory else self._device.record_compute()
+
+    def _drop_first(self, computed: CopyEvent | None) -> None:
         load = self._loads.popleft()
         if self._device.shares_host_memory:
             self._free_host.append(load.host_slot)
             self._pump()
         else:
-            self._free_device.append((load.device_slot, self._device.record_compute()))
+            self._free_device.append((load.device_slot, computed))
             self._changed.notify_all()
 
     def _pump(self) -> None:
