@@ -32,6 +32,7 @@ from teengined.protocol.worker_messages import (
 __all__ = ["LocalPipeline"]
 
 _DEPLOYMENT = "local"
+_TIMEOUT_SECONDS = 120.0
 
 
 class LocalPipeline:
@@ -45,11 +46,9 @@ class LocalPipeline:
         registry: PluginRegistry,
         *,
         direct_io: bool = True,
-        timeout_seconds: float = 120.0,
     ) -> None:
         """Open every stage; returns when all are ready."""
         self._plan = plan
-        self._timeout_seconds = timeout_seconds
         self._replies: queue.Queue[Any] = queue.Queue()
         self._step = 0
         self.last_steps: list[StepDone] = []
@@ -119,7 +118,7 @@ class LocalPipeline:
             connect_transport="inproc",
             max_step_tokens=512,
             verify=True,
-            timeout_seconds=self._timeout_seconds,
+            timeout_seconds=_TIMEOUT_SECONDS,
             read_threads=4,
             read_chunk_bytes=4 << 20,
             ring_slots=3,
@@ -143,9 +142,9 @@ class LocalPipeline:
     def _wait_for(self, kind: type[Any]) -> Any:
         while True:
             try:
-                reply = self._replies.get(timeout=self._timeout_seconds)
+                reply = self._replies.get(timeout=_TIMEOUT_SECONDS)
             except queue.Empty as error:
-                raise DeadlineExceeded(f"no {kind.__name__} within {self._timeout_seconds:g} s") from error
+                raise DeadlineExceeded(f"no {kind.__name__} within {_TIMEOUT_SECONDS:g} s") from error
             if isinstance(reply, WorkerError):
                 raise error_class(reply.code)(reply.message, hint=reply.hint)
             if isinstance(reply, kind):

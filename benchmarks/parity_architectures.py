@@ -82,8 +82,7 @@ def _ours(package_dir: Path, cut: tuple[int, ...], resident: float | None, promp
     specs = tuple(DeviceSpec(id=f"cpu:{i}", driver="cpu", memory_bytes=1 << 30, threads=1) for i in range(len(cut)))
     plan = plan_without_measuring(
         read_manifest(package_dir),
-        specs,
-        cut,
+        tuple(zip(specs, cut, strict=True)),
         resident_fraction=resident,
         context_tokens=_CONTEXT_TOKENS,
         num_slots=len(prompts),

@@ -1,5 +1,8 @@
 """Plans for one device, where no cost matters because the layers have nowhere else to go."""
 
+import itertools
+from collections.abc import Sequence
+
 from teengined.core.device import ComputePoint, DeviceProfile, DeviceSpec, HostProfile
 from teengined.core.model import ModelManifest
 from teengined.core.plan import Plan
@@ -17,53 +20,55 @@ _EQUAL_RATE = 1e9
 def single_device_plan(manifest: ModelManifest, spec: DeviceSpec, resident: float, context_tokens: int) -> Plan:
     """Return the plan that keeps at most the share `resident` of the model on the only device."""
     return plan_without_measuring(
-        manifest, (spec,), (manifest.num_layers,), resident_fraction=resident, context_tokens=context_tokens
+        manifest, ((spec, manifest.num_layers),), resident_fraction=resident, context_tokens=context_tokens
     )
 
 
 def plan_without_measuring(
     manifest: ModelManifest,
-    devices: tuple[DeviceSpec, ...],
-    num_layers: tuple[int, ...],
+    layers: Sequence[tuple[DeviceSpec, int]],
     *,
     resident_fraction: float | None,
     context_tokens: int,
     num_slots: int = 1,
 ) -> Plan:
     """Return the plan that gives each device the stated number of layers; predicted times mean nothing."""
-    precisions = {unit.precision for unit in manifest.units}
-    compute = tuple(
-        ComputePoint(precision=precision, num_tokens=1, seconds_per_parameter=_EQUAL_COST) for precision in precisions
-    )
-    profiles = {
-        spec.id: DeviceProfile(
-            device_id=spec.id,
-            compute_dtype=manifest.compute_dtype,
-            compute=compute,
-            layer_overhead_seconds=_EQUAL_COST,
-            host_to_device_bytes_per_second=None,
-        )
-        for spec in devices
-    }
+    devices = tuple(spec for spec, _ in layers)
     host = HostProfile(
         host="here",
         disk_read_bytes_per_second=_EQUAL_RATE,
         memory_read_bytes_per_second=_EQUAL_RATE,
         memory_bytes=0,
     )
-    starts = [sum(num_layers[:index]) for index in range(len(num_layers))]
-    assignment = tuple(
-        Assignment(device=index, layer_start=start, layer_end=start + count)
-        for index, (start, count) in enumerate(zip(starts, num_layers, strict=True))
-    )
     planning = PlanningInput(
         manifest=manifest,
         devices=devices,
-        profiles=profiles,
+        profiles={spec.id: _profile(spec, manifest) for spec in devices},
         host=host,
         context_tokens=context_tokens,
         num_slots=num_slots,
         resident_fraction=resident_fraction,
-        assignment=assignment,
+        assignment=_assignment([count for _, count in layers]),
     )
     return plan(planning, PluginRegistry.load().placement_policy("optimal"))
+
+
+def _assignment(num_layers: Sequence[int]) -> tuple[Assignment, ...]:
+    ends = list(itertools.accumulate(num_layers))
+    return tuple(
+        Assignment(device=index, layer_start=end - count, layer_end=end)
+        for index, (count, end) in enumerate(zip(num_layers, ends, strict=True))
+    )
+
+
+def _profile(spec: DeviceSpec, manifest: ModelManifest) -> DeviceProfile:
+    return DeviceProfile(
+        device_id=spec.id,
+        compute_dtype=manifest.compute_dtype,
+        compute=tuple(
+            ComputePoint(precision=precision, num_tokens=1, seconds_per_parameter=_EQUAL_COST)
+            for precision in {unit.precision for unit in manifest.units}
+        ),
+        layer_overhead_seconds=_EQUAL_COST,
+        host_to_device_bytes_per_second=None,
+    )

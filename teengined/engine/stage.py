@@ -91,6 +91,8 @@ class OpenedStage:
             device=self._device.torch_device,
         )
         self._weights.open(on_progress)
+        if order.verify:
+            self._read_every_group(self._weights)
         self._model = StageModel(
             skeleton=skeleton,
             manifest=manifest,
@@ -103,6 +105,12 @@ class OpenedStage:
             self._sender = transport.connect(
                 order.connect_address, transport_options, timeout_seconds=order.timeout_seconds
             )
+
+    def _read_every_group(self, weights: StageWeights) -> None:
+        """Go round the ring once: a unit is checked when it is first read, and a damaged one must refuse the load."""
+        for group in weights.groups:
+            weights.acquire(group.index)
+            weights.release(group.index)
 
     def run(self, step: RunStep) -> StepDone:
         """Run one step and pass it on.

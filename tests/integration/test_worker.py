@@ -56,7 +56,11 @@ def package_dir(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two_stage_plan(package_dir: Path) -> Plan:
     manifest = read_manifest(package_dir)
     return plan_without_measuring(
-        manifest, SPECS, (1, manifest.num_layers - 1), resident_fraction=0.0, context_tokens=64, num_slots=2
+        manifest,
+        ((SPECS[0], 1), (SPECS[1], manifest.num_layers - 1)),
+        resident_fraction=0.0,
+        context_tokens=64,
+        num_slots=2,
     )
 
 
@@ -134,7 +138,8 @@ def test_a_step_of_an_unknown_deployment_is_an_error_and_the_worker_lives(tmp_pa
         assert worker.receive(Pong).nonce == 1
 
 
-def test_a_flipped_bit_is_refused_and_the_unit_named(package_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("resident", [None, 0.0], ids=["resident", "streamed"])
+def test_a_flipped_bit_is_refused_and_the_unit_named(package_dir: Path, tmp_path: Path, resident: float | None) -> None:
     copy = tmp_path / "tiny"
     shutil.copytree(package_dir, copy)
     unit = next(unit for unit in read_manifest(copy).units if unit.id == "layer.0")
@@ -145,7 +150,7 @@ def test_a_flipped_bit_is_refused_and_the_unit_named(package_dir: Path, tmp_path
         stream.write(bytes([byte ^ 1]))
     manifest = read_manifest(copy)
     plan = plan_without_measuring(
-        manifest, SPECS[:1], (manifest.num_layers,), resident_fraction=None, context_tokens=64
+        manifest, ((SPECS[0], manifest.num_layers),), resident_fraction=resident, context_tokens=64
     )
 
     with WorkerProcess(tmp_path, SPECS[0]) as worker:
