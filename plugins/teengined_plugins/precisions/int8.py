@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 from teengined.core.errors import SourceError
 from teengined.interfaces.hookspecs import hookimpl
 from teengined.interfaces.precision import PrecisionStrategy
-from teengined_plugins.precisions.int8_kernels import MAX_DIGIT_INPUTS, by_blocks, by_digits, by_packed_weight
+from teengined_plugins.precisions.int8_kernels import (
+    MAX_DIGIT_INPUTS,
+    MIN_DIGIT_INPUTS,
+    by_blocks,
+    by_digits,
+    by_packed_weight,
+    integers_are_exact,
+)
 from teengined_plugins.precisions.kernel_choice import Kernel, KernelChoice, rows_bucket
 
 if TYPE_CHECKING:
@@ -111,7 +118,8 @@ def _candidates(x_TI: "torch.Tensor", weight_OI: "torch.Tensor", scale_O: "torch
 
     x_TI = x_TI.contiguous()
     kernels: dict[str, Kernel] = {"blocks": partial(by_blocks, x_TI, weight_OI, scale_O)}
-    if x_TI.device.type == "cpu" and weight_OI.shape[1] <= MAX_DIGIT_INPUTS:
+    fits_digits = MIN_DIGIT_INPUTS <= weight_OI.shape[1] <= MAX_DIGIT_INPUTS and weight_OI.shape[0] > 1
+    if x_TI.device.type == "cpu" and fits_digits and integers_are_exact():
         kernels["digits"] = partial(by_digits, x_TI, weight_OI, scale_O)
     # For other dtypes it is a scalar loop on a CPU.
     whole_vectors = weight_OI.shape[1] % _PACKED_WIDTH == 0

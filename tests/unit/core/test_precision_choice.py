@@ -6,7 +6,7 @@ from teengined.core.device import ComputePoint, DeviceProfile
 from teengined.core.precision_choice import COMPUTE_DTYPES, resolve_compute_dtype
 
 
-def _profile(device_id: str = "cpu:0", **seconds: tuple[float, float]) -> DeviceProfile:
+def _profile(device_id: str = "cpu:0", /, **seconds: tuple[float, float]) -> DeviceProfile:
     """Seconds per parameter at 1 and at 512 tokens, by precision."""
     points = [
         ComputePoint(precision=name, num_tokens=num_tokens, seconds_per_parameter=cost)

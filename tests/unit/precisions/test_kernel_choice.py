@@ -1,0 +1,134 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from teengined_plugins.precisions import kernel_choice
+from teengined_plugins.precisions.kernel_choice import KernelChoice, rows_bucket
+
+ONE, TWO = torch.ones(1), torch.full((1,), 2.0)
+
+
+class Timed:
+    """Kernels that take the seconds they say, on a clock of their own."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls: list[str] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    def kernel(self, name: str, seconds: float, product: torch.Tensor = ONE) -> Callable[[], torch.Tensor]:
+        def run() -> torch.Tensor:
+            self.now += seconds
+            self.calls.append(name)
+            return product
+
+        return run
+
+
+def _run(choice: KernelChoice, kernels: dict[str, Callable[[], torch.Tensor]], key: object = "key") -> torch.Tensor:
+    return choice.run(key, kernels, agrees=torch.equal, synchronize=lambda: None)
+
+
+def test_fastest_kernel_is_found_once_and_used_from_then_on() -> None:
+    timed = Timed()
+    choice = KernelChoice(clock=timed.clock)
+    kernels = {"slow": timed.kernel("slow", 0.003), "fast": timed.kernel("fast", 0.001)}
+    _run(choice, kernels)
+    timed.calls.clear()
+
+    _run(choice, kernels)
+
+    assert timed.calls == ["fast"]
+    assert choice.winners() == {"key": "fast"}
+
+
+def test_kinds_of_calls_are_measured_apart() -> None:
+    timed = Timed()
+    choice = KernelChoice(clock=timed.clock)
+    _run(choice, {"a": timed.kernel("a", 0.003), "b": timed.kernel("b", 0.001)}, key=1)
+    _run(choice, {"a": timed.kernel("a", 0.001), "b": timed.kernel("b", 0.003)}, key=2)
+
+    assert choice.winners() == {1: "b", 2: "a"}
+
+
+def test_kernel_that_is_hardly_faster_does_not_replace_the_reference() -> None:
+    timed = Timed()
+    choice = KernelChoice(clock=timed.clock)
+
+    _run(choice, {"a": timed.kernel("a", 0.00100), "b": timed.kernel("b", 0.00095)})
+
+    assert choice.winners() == {"key": "a"}
+
+
+def test_faster_kernel_that_disagrees_is_never_used() -> None:
+    timed = Timed()
+    choice = KernelChoice(clock=timed.clock)
+
+    product = _run(choice, {"right": timed.kernel("right", 0.003), "wrong": timed.kernel("wrong", 0.001, TWO)})
+
+    assert torch.equal(product, ONE)
+    assert choice.winners() == {"key": "right"}
+
+
+def test_kernel_that_the_build_lacks_drops_out() -> None:
+    def lacking() -> torch.Tensor:
+        raise NotImplementedError("no such operator here")
+
+    timed = Timed()
+    choice = KernelChoice(clock=timed.clock)
+
+    assert torch.equal(_run(choice, {"plain": timed.kernel("plain", 0.003), "lacking": lacking}), ONE)
+    assert choice.winners() == {"key": "plain"}
+
+
+def test_reference_that_fails_is_not_hidden() -> None:
+    def broken() -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        _run(KernelChoice(), {"plain": broken, "other": lambda: ONE})
+
+
+def test_long_run_is_not_repeated() -> None:
+    timed = Timed()
+
+    _run(KernelChoice(clock=timed.clock), {"a": timed.kernel("a", 0.5), "b": timed.kernel("b", 0.001)})
+
+    assert timed.calls.count("a") == 1
+
+
+def test_without_measuring_the_reference_is_always_taken() -> None:
+    timed = Timed()
+    choice = KernelChoice(measures=False, clock=timed.clock)
+
+    _run(choice, {"slow": timed.kernel("slow", 1.0), "fast": timed.kernel("fast", 0.001)})
+
+    assert timed.calls == ["slow"]
+
+
+def test_winner_that_is_no_candidate_now_is_measured_again() -> None:
+    timed = Timed()
+    choice = KernelChoice(clock=timed.clock)
+    _run(choice, {"a": timed.kernel("a", 0.003), "b": timed.kernel("b", 0.001)})
+
+    _run(choice, {"a": timed.kernel("a", 0.003), "c": timed.kernel("c", 0.001)})
+
+    assert choice.winners() == {"key": "c"}
+
+
+def test_memory_of_winners_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_choice, "MAX_REMEMBERED", 3)
+    choice = KernelChoice()
+
+    for key in range(10):
+        _run(choice, {"a": lambda: ONE, "b": lambda: ONE}, key=key)
+
+    assert list(choice.winners()) == [7, 8, 9]
+
+
+@pytest.mark.parametrize(("num_rows", "bucket"), [(1, 1), (2, 2), (3, 4), (8, 8), (9, 16), (512, 512), (4000, 512)])
+def test_rows_are_told_apart_by_powers_of_two(num_rows: int, bucket: int) -> None:
+    assert rows_bucket(num_rows) == bucket
