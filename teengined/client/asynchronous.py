@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -93,7 +93,7 @@ class AsyncClient:
         """Let the daemon finish what runs, refuse what is new, and exit; returns when it has begun."""
         await self._call(wire.Drain(), wire.Done)
 
-    async def generate(self, request: wire.Generate) -> AsyncIterator[AnswerEvent]:
+    async def generate(self, request: wire.Generate) -> AsyncGenerator[AnswerEvent, None]:
         """Yield `Accepted`, then each `TokenChunk` once and in order, then `Finished`.
 
         Leaving the iteration early (and closing the iterator, which `contextlib.aclosing` does) cancels the request.
@@ -108,10 +108,12 @@ class AsyncClient:
         finally:
             self._close_call(correlation)
             if order.request_id and not order.finished and self._socket is not None:
-                self._close_call(await self._send(wire.Cancel(request_id=order.request_id)))
+                with contextlib.suppress(DaemonUnreachable):
+                    self._close_call(await self._send(wire.Cancel(request_id=order.request_id)))
 
     async def close(self) -> None:
-        """Disconnect. Safe to call twice."""
+        """Disconnect; calls under way fail. Safe to call twice."""
+        self._fail_all(DaemonUnreachable("this client was closed"))
         for reader in self._readers:
             reader.cancel()
         await asyncio.gather(*self._readers, return_exceptions=True)
@@ -153,6 +155,8 @@ class AsyncClient:
         return await self._send_now(message)
 
     async def _send_now(self, message: Any) -> int:
+        if self._socket is None:
+            raise DaemonUnreachable("this client was closed")
         correlation = self._mail.open()
         self._arrived[correlation] = asyncio.Event()
         try:

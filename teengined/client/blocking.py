@@ -1,7 +1,8 @@
 """The blocking client. One thread at a time; open one client for each thread."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -93,7 +94,7 @@ class Client:
         """Let the daemon finish what runs, refuse what is new, and exit; returns when it has begun."""
         self._call(wire.Drain(), wire.Done)
 
-    def generate(self, request: wire.Generate) -> Iterator[AnswerEvent]:
+    def generate(self, request: wire.Generate) -> Generator[AnswerEvent, None, None]:
         """Yield `Accepted`, then each `TokenChunk` once and in order, then `Finished`.
 
         Leaving the iteration early cancels the request.
@@ -154,7 +155,8 @@ class Client:
 
     def _send_and_forget(self, message: Any) -> None:
         if self._socket is not None:
-            self._mail.close(self._send(message))
+            with contextlib.suppress(DaemonUnreachable):
+                self._mail.close(self._send(message))
 
     def _connected(self) -> "zmq.Socket[bytes]":
         if self._socket is None:

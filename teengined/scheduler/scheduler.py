@@ -54,10 +54,11 @@ class Scheduler:
 
     policy: SchedulingPolicy
     limits: SchedulerLimits
+    ready: bool = True
+    """False until `PipelineReady`: sequences are taken and wait."""
     _sequences: dict[int, Sequence] = field(default_factory=dict[int, Sequence])
     _in_flight: Run | None = None
     _next_step: int = 0
-    _ready: bool = True
     _mean_seconds: float = 1.0
 
     @property
@@ -94,7 +95,7 @@ class Scheduler:
             case PipelineLost():
                 instructions = self._lose(event)
             case PipelineReady():
-                self._ready, self._next_step = True, 0
+                self.ready, self._next_step = True, 0
                 instructions = []
             case Tick():
                 instructions = self._expire(now_seconds)
@@ -104,7 +105,7 @@ class Scheduler:
 
     def _submit(self, event: Submitted, now_seconds: float) -> list[Instruction]:
         num_free = self.limits.num_slots - sum(sequence.running for sequence in self._sequences.values())
-        if self.num_waiting >= self.limits.max_waiting + (num_free if self._ready else 0):
+        if self.num_waiting >= self.limits.max_waiting + (num_free if self.ready else 0):
             seconds = self._mean_seconds * (1 + self.num_waiting / self.limits.num_slots)
             raise QueueFull(
                 f"{self.num_waiting} requests wait already; the limit is {self.limits.max_waiting}",
@@ -176,7 +177,7 @@ class Scheduler:
         return [emitted, *self._end([sequence], reason=FinishReason.STOP if stopped else FinishReason.LENGTH)]
 
     def _lose(self, event: PipelineLost) -> list[Instruction]:
-        self._ready, self._in_flight = False, None
+        self.ready, self._in_flight = False, None
         live = [sequence for sequence in self._sequences.values() if not sequence.ended]
         self._sequences.clear()  # Nothing to forget: the KV is gone with the stages.
         return [End(sequence_id=sequence.submitted.sequence_id, error=event.error) for sequence in live]
@@ -191,7 +192,7 @@ class Scheduler:
         return self._end(late, error=DeadlineExceeded(message, hint="ask for more time or fewer tokens"))
 
     def _next_run(self, now_seconds: float) -> list[Instruction]:
-        if not self._ready or self._in_flight is not None or not self._sequences:
+        if not self.ready or self._in_flight is not None or not self._sequences:
             return []
         ordered = in_policy_order(self.policy, self._sequences.values(), now_seconds)
         num_free = self.limits.num_slots - sum(sequence.running for sequence in ordered)

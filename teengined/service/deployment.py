@@ -102,6 +102,7 @@ class LoadedModel:
             await asyncio.shield(self.close())
             raise
         self.state = "ready"
+        self._feed(PipelineReady())
         self._ticker = asyncio.create_task(self._tick())
 
     async def close(self) -> None:

@@ -199,7 +199,7 @@ class DeploymentSet:
             manifest=planned.manifest,
             stages=StageSet(deployment_id, plan, options, self.pool),
             text=text,
-            scheduler=Scheduler(policy, limits),
+            scheduler=Scheduler(policy, limits, ready=False),
             speed=SpeedMeter(plan, planned.profiles.host.disk_read_bytes_per_second),
             pool=self.pool,
             limits=config.limits,

@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from teengined.core.device import DeviceDescription, DeviceSpec
-from teengined.core.errors import DeadlineExceeded, DriverError
+from teengined.core.errors import DeadlineExceeded, DriverError, error_class
 from teengined.core.records import RecordError, from_mapping, to_mapping
 from teengined.protocol.messages import LoadProgress, Profiles
 from teengined.service.settings import PlanningSettings
@@ -118,7 +119,11 @@ class ProfileStore:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
-        request = {"devices": [to_mapping(spec) for spec in self.specs], "directory": str(self.measured_directory)}
+        request = {
+            "devices": [to_mapping(spec) for spec in self.specs],
+            "directory": str(self.measured_directory),
+            "parent": os.getpid(),  # It ends with this process, however that ends.
+        }
         process.stdin.write(json.dumps(request).encode() + b"\n")
         with contextlib.suppress(ConnectionError):
             await process.stdin.drain()
@@ -162,8 +167,10 @@ def _pass_on(line: bytes, on_progress: OnProgress) -> None:
 
 def _profiles_of(line: bytes, status: int, words: str) -> Profiles:
     event = _event(line)
+    if event.get("event") == "error":
+        raise error_class(str(event.get("code")))(str(event.get("message")), hint=str(event.get("hint") or ""))
     if status != 0 or event.get("event") != "done":
-        reason = event.get("message") or words or f"exit status {status}"
+        reason = words or f"exit status {status}"
         raise DriverError(f"measuring the devices failed: {reason}", hint="`teengine doctor` shows each device")
     try:
         return from_mapping(Profiles, {key: event.get(key) for key in ("devices", "host", "links")})

@@ -142,11 +142,20 @@ class StageSet:
             self._outcome.set_result(None)
 
     async def _start_workers(self, on_progress: OnProgress) -> None:
-        num_stages = len(self.plan.stages)
-        for done, device_id in enumerate(self.device_ids):
-            on_progress(LoadProgress(phase="start workers", done=done, total=num_stages, unit="workers"))
+        """Start side by side what is missing: most of a start is waiting for the disk."""
+        num_ready, num_stages = 0, len(self.plan.stages)
+
+        def tell() -> None:
+            on_progress(LoadProgress(phase="start workers", done=num_ready, total=num_stages, unit="workers"))
+
+        async def start(device_id: str) -> None:
+            nonlocal num_ready
             await self._pool.ensure(device_id)
-        on_progress(LoadProgress(phase="start workers", done=num_stages, total=num_stages, unit="workers"))
+            num_ready += 1
+            tell()
+
+        tell()
+        await asyncio.gather(*(start(device_id) for device_id in self.device_ids))
 
     def _order(self, stage: Stage) -> OpenStage:
         options, stages = self._options, self.plan.stages

@@ -281,7 +281,7 @@ class WorkerPool:
             await asyncio.sleep(self._settings.ping_interval)
             nonce += 1
             for worker in self._workers.values():
-                if worker.state != "ready":
+                if worker.state != "ready" or worker.stopping:
                     continue
                 self.send(worker.spec.id, Ping(nonce=nonce))
                 if time.monotonic() - worker.last_pong_seconds > self._settings.ping_timeout:

@@ -158,6 +158,10 @@ class FakeWorker:
         self.send(error)
 
 
+def order_in(path: Path | None) -> str:
+    return path.read_text() if path is not None and path.exists() else ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--order", type=Path)
@@ -166,11 +170,10 @@ def main() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() != int(os.environ["TEENGINE_WORKER_PARENT"]):
         sys.exit(1)
-    order = flags.order.read_text() if flags.order and flags.order.exists() else ""
-    if order == "die":
+    if order_in(flags.order) == "die":
         sys.exit(3)
-    while order == "say nothing":
-        time.sleep(60)
+    while order_in(flags.order) == "say nothing":
+        time.sleep(0.02)
     spec = from_mapping(DeviceSpec, json.loads(os.environ["TEENGINE_WORKER_SPEC"]))
     FakeWorker(spec, flags.step_seconds).serve()
 

@@ -4,7 +4,7 @@ import configparser
 
 import pytest
 
-from teengined.client.endpoint import SYSTEM_RUNTIME_DIR
+from teengined.client.endpoint import SOCKET_NAME, SYSTEM_RUNTIME_DIR
 from teengined.core.errors import AlreadyRunning, ConfigError
 from teengined.daemon.config import parse_flags
 from teengined.service.settings import Config
@@ -36,3 +36,12 @@ def test_there_is_time_to_drain_and_to_end_the_workers(service: configparser.Sec
     config = Config()
 
     assert float(service["TimeoutStopSec"]) > config.daemon.drain_timeout + 3 * config.worker.stop_timeout
+
+
+def test_socket_is_the_one_that_clients_try() -> None:
+    unit = configparser.ConfigParser(interpolation=None, strict=True)
+    unit.optionxform = str  # type: ignore[method-assign,assignment]
+    unit.read(ROOT / "systemd/teengined.socket")
+
+    assert unit["Socket"]["ListenStream"] == str(SYSTEM_RUNTIME_DIR / SOCKET_NAME)
+    assert int(unit["Socket"]["SocketMode"], 8) == Config().daemon.socket_mode

@@ -1,5 +1,7 @@
 """Workers that die, hang, freeze or fail: their requests get an error at once, and the next ones an answer."""
 
+import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -7,10 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from teengined.client import Client
-from teengined.core.errors import DeadlineExceeded, DoesNotFit, DriverError, InternalError, QueueFull, WorkerLost
+from teengined.client import AsyncClient, Client
+from teengined.core.errors import (
+    DaemonUnreachable,
+    DeadlineExceeded,
+    DoesNotFit,
+    DriverError,
+    InternalError,
+    QueueFull,
+    WorkerLost,
+)
 from teengined.core.request import SamplingParams
-from teengined.protocol.messages import Accepted, Generate, TokenChunk
+from teengined.protocol.messages import Accepted, Generate, LoadModel, PlanModel, TokenChunk
 from tests.fakes.fake_worker import DIE, FAIL, FREEZE, HANG
 from tests.fakes.running_daemon import RunningDaemon, wait_until
 
@@ -200,3 +210,70 @@ def test_no_worker_outlives_a_daemon_that_is_killed():
         running.process.wait()
 
         wait_until(lambda: not any(is_alive(pid) for pid in workers), "the workers are gone")
+
+
+def test_request_during_the_load_waits_for_it():
+    async def story(running: RunningDaemon) -> str:
+        async with AsyncClient(running.endpoint) as client:
+            loading = asyncio.create_task(client.load(LoadModel(plan=PlanModel(model="bytes"))))
+            while not (await client.deployments()).deployments:  # noqa: ASYNC110 - across processes
+                await asyncio.sleep(0.01)
+            events = client.generate(ask("abc"))
+            assert isinstance(await anext(events), Accepted)
+            running.order_file.unlink()
+            await loading
+            return "".join([event.text async for event in events if isinstance(event, TokenChunk)])
+
+    with RunningDaemon() as running:
+        running.order_file.write_text("say nothing")
+
+        assert asyncio.run(story(running)) == "abcabc"
+
+
+def test_load_that_fails_fails_the_requests_that_waited_for_it():
+    async def story(running: RunningDaemon) -> None:
+        async with AsyncClient(running.endpoint) as client:
+            loading = asyncio.create_task(client.load(LoadModel(plan=PlanModel(model="bytes"))))
+            while not (await client.deployments()).deployments:  # noqa: ASYNC110 - across processes
+                await asyncio.sleep(0.01)
+            events = client.generate(ask("abc"))
+            await anext(events)
+            with pytest.raises(WorkerLost):
+                await anext(events)
+            with pytest.raises(WorkerLost, match="said nothing"):
+                await loading
+
+    with RunningDaemon(environment={"TEENGINED_WORKER__START_TIMEOUT": "1s"}) as running:
+        running.order_file.write_text("say nothing")
+
+        asyncio.run(story(running))
+
+
+def test_asyncio_client_learns_at_once_that_the_daemon_died():
+    async def story(running: RunningDaemon) -> None:
+        async with AsyncClient(running.endpoint) as client:
+            await client.load(LoadModel(plan=PlanModel(model="bytes")))
+            events = client.generate(ask("abc", max_tokens=4000))
+            await anext(events)
+            running.process.kill()
+            with pytest.raises(DaemonUnreachable):
+                async for _ in events:
+                    pass
+            with pytest.raises(DaemonUnreachable, match="no daemon"):
+                await client.status()
+
+    with RunningDaemon(worker_arguments=', "--step-seconds", "0.01"') as running:
+        asyncio.run(story(running))
+
+
+def test_asyncio_answer_left_early_is_cancelled():
+    async def story(running: RunningDaemon) -> None:
+        async with AsyncClient(running.endpoint) as client:
+            await client.load(LoadModel(plan=PlanModel(model="bytes")))
+            async with contextlib.aclosing(client.generate(ask("abc", max_tokens=4000))) as events:
+                await anext(events)
+            while (await client.status()).num_running:  # noqa: ASYNC110 - across processes
+                await asyncio.sleep(0.01)
+
+    with RunningDaemon(worker_arguments=', "--step-seconds", "0.01"') as running:
+        asyncio.run(story(running))
