@@ -96,7 +96,8 @@ def choose_resident(
             mixes, complete = _mixes(stage, room, largest)
             exact = exact and complete
             for mix in mixes:
-                _keep_better(best, counts, mix, stage=stage, room=room, slots=slots if slots < ring_slots else None)
+                resident = _valid_bytes(mix, stage=stage, room=room, slots=slots if slots < ring_slots else None)
+                _keep_better(best, counts, resident, mix)
         exact = exact and len(stage.sizes) <= _MAX_RING_SIZES
     return Residency(counts=tuple(counts), resident_bytes=best, exact=exact)
 
@@ -168,15 +169,19 @@ def _fill(stage: StageSizes, room: IntArray, largest: int, order: Sequence[tuple
     return chosen
 
 
-def _keep_better(
-    best: IntArray, counts: list[IntArray], mix: list[IntArray], *, stage: StageSizes, room: IntArray, slots: int | None
-) -> None:
-    """Take `mix` into `best` and `counts` where it is valid and has more bytes. A short ring must hold all streamed."""
+def _valid_bytes(mix: list[IntArray], *, stage: StageSizes, room: IntArray, slots: int | None) -> IntArray:
+    """Return the bytes of `mix`, or -1 where it does not fit or a short ring of `slots` cannot hold all it streams."""
     resident = _bytes_of(mix, stage.sizes, like=room)
-    better = (resident <= room) & (resident > best)
+    valid = resident <= room
     if slots is not None:
         streamed = sum((total - kept for total, kept in zip(stage.counts, mix, strict=True)), np.zeros_like(room))
-        better &= streamed <= slots
+        valid &= streamed <= slots
+    return np.where(valid, resident, np.int64(-1))
+
+
+def _keep_better(best: IntArray, counts: list[IntArray], resident: IntArray, mix: list[IntArray]) -> None:
+    """Take `mix` into `counts`, and its bytes into `best`, where they are more."""
+    better = resident > best
     if bool(better.any()):
         np.copyto(best, resident, where=better)
         for index, kept in enumerate(mix):

@@ -50,7 +50,8 @@ def test_no_file_says_it(rule: str) -> None:
     found = {
         str(path.relative_to(ROOT)): offences
         for path in TEXT_FILES
-        if path != Path(__file__) and (offences := _offences(path.read_text(errors="replace"), rule))
+        if path != Path(__file__) and not (rule == "unfinished" and path.name.startswith("test_"))
+        if (offences := _offences(path.read_text(errors="replace"), rule))
     }
 
     assert found == {}

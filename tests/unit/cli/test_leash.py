@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def end_in_order(number: signal.Signals, tidied: list[str]) -> None:
     with ending_in_order():
         try:
             os.kill(os.getpid(), number)
-            time.sleep(10)
+            threading.Event().wait(10)  # the signal ends it
         finally:
             os.kill(os.getpid(), number)
             tidied.append("yes")
