@@ -21,9 +21,9 @@ Kernel = Callable[[], "torch.Tensor"]
 MAX_REMEMBERED = 4096
 # A candidate must be this much faster than the one before it: the machine is never quite idle.
 _CLEAR_WIN = 0.9
-# One run that took this long needs no repetition to be trusted.
-_LONG_RUN_SECONDS = 0.02
-_NUM_REPEATS = 3
+# Rounds of measuring, fewer where they take long: the first use of a shape holds up a request.
+_NUM_ROUNDS = 5
+_ENOUGH_SECONDS = 0.1
 _MAX_BUCKET = 512
 
 
@@ -61,54 +61,48 @@ class KernelChoice:
         reference_name = next(iter(kernels))
         if len(kernels) == 1 or not self._measures:
             return kernels[reference_name]()
-        winner, product = self._measure(kernels, agrees, synchronize)
+        reference = kernels[reference_name]()
+        sound = [name for name in kernels if name == reference_name or _is_sound(kernels[name], reference, agrees)]
+        winner = self._fastest({name: kernels[name] for name in sound}, synchronize)
         self._remember(key, winner)
-        return product
+        return reference if winner == reference_name else kernels[winner]()
 
     def winners(self) -> Mapping[Hashable, str]:
         """Return what was chosen so far, for people who ask why."""
         return dict(self._winners)
 
-    def _measure(
-        self,
-        kernels: Mapping[str, Kernel],
-        agrees: Callable[["torch.Tensor", "torch.Tensor"], bool],
-        synchronize: Callable[[], None],
-    ) -> tuple[str, "torch.Tensor"]:
-        reference: torch.Tensor | None = None
-        best_name, best_product, best_seconds = "", None, float("inf")
-        for name, kernel in kernels.items():
-            try:
-                seconds, product = self._time(kernel, synchronize)
-            except (RuntimeError, NotImplementedError):
-                if reference is None:
-                    raise
-                continue  # this build or device lacks the kernel, which is what measuring is for
-            if reference is None:
-                reference = product
-            elif not agrees(reference, product):
-                continue
-            if seconds < best_seconds * _CLEAR_WIN:
-                best_name, best_product, best_seconds = name, product, seconds
-        assert best_product is not None
-        return best_name, best_product
-
-    def _time(self, kernel: Kernel, synchronize: Callable[[], None]) -> tuple[float, "torch.Tensor"]:
-        # The first run also builds what the library keeps for a shape; it counts only where it was long anyway.
-        seconds, product = self._time_once(kernel, synchronize)
-        if seconds > _LONG_RUN_SECONDS:
-            return seconds, product
-        return min(self._time_once(kernel, synchronize)[0] for _ in range(_NUM_REPEATS)), product
-
-    def _time_once(self, kernel: Kernel, synchronize: Callable[[], None]) -> tuple[float, "torch.Tensor"]:
-        synchronize()
-        start = self._clock()
-        product = kernel()
-        synchronize()
-        return self._clock() - start, product
+    def _fastest(self, kernels: Mapping[str, Kernel], synchronize: Callable[[], None]) -> str:
+        # In turns, so that a moment in which the machine was busy elsewhere hits all alike; the best run counts.
+        best_seconds = dict.fromkeys(kernels, float("inf"))
+        spent_seconds = 0.0
+        for _ in range(_NUM_ROUNDS):
+            for name, kernel in kernels.items():
+                synchronize()
+                start = self._clock()
+                kernel()
+                synchronize()
+                elapsed_seconds = self._clock() - start
+                best_seconds[name] = min(best_seconds[name], elapsed_seconds)
+                spent_seconds += elapsed_seconds
+            if spent_seconds > _ENOUGH_SECONDS:
+                break
+        winner, *others = best_seconds
+        for name in others:
+            if best_seconds[name] < best_seconds[winner] * _CLEAR_WIN:
+                winner = name
+        return winner
 
     def _remember(self, key: Hashable, winner: str) -> None:
         with self._lock:
             while len(self._winners) >= MAX_REMEMBERED:
                 del self._winners[next(iter(self._winners))]
             self._winners[key] = winner
+
+
+def _is_sound(
+    kernel: Kernel, reference: "torch.Tensor", agrees: Callable[["torch.Tensor", "torch.Tensor"], bool]
+) -> bool:
+    try:
+        return agrees(reference, kernel())
+    except (RuntimeError, NotImplementedError):
+        return False  # this build or device lacks the kernel, which is what trying is for
