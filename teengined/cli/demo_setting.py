@@ -1,6 +1,7 @@
 """The demo's two devices: budgets that together are smaller than the model, and the configuration that says so."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ NUM_DEVICES = 2
 WEIGHTS_SHARE = 0.35
 # Of the model's bytes, for all of one device: both together stay below the model whatever KV and workspace take.
 BUDGET_SHARE = 0.475
+# A staging ring of three layers, and one that stays: a model of few layers needs that much to stream at all.
+MIN_GROUPS = 4
 MAX_CORES = 8
 _ROUND_BYTES = 1 << 20
 
@@ -50,9 +53,18 @@ def demo_devices(manifest: ModelManifest, cores: Sequence[int]) -> tuple[DemoDev
 def _budget_bytes(manifest: ModelManifest) -> int:
     context_tokens = min(CONTEXT_TOKENS, manifest.max_context_tokens)
     kv_bytes = context_tokens * sum(manifest.kv_elements_per_token) * DTYPE_BYTES[manifest.compute_dtype]
-    wanted = WEIGHTS_SHARE * manifest.size_bytes + kv_bytes / NUM_DEVICES + _workspace_bytes(manifest, context_tokens)
+    weights_bytes = max(WEIGHTS_SHARE * manifest.size_bytes, MIN_GROUPS * _largest_layer_bytes(manifest))
+    wanted = weights_bytes + kv_bytes / NUM_DEVICES + _workspace_bytes(manifest, context_tokens)
     budget = int(min(wanted, BUDGET_SHARE * manifest.size_bytes))
     return max(budget - budget % _ROUND_BYTES, budget // 2)
+
+
+def _largest_layer_bytes(manifest: ModelManifest) -> int:
+    sizes = Counter[int]()
+    for unit in manifest.units:
+        if unit.layer is not None:
+            sizes[unit.layer] += unit.size_bytes
+    return max(sizes.values(), default=0)
 
 
 def _workspace_bytes(manifest: ModelManifest, context_tokens: int) -> int:
