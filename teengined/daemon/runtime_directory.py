@@ -5,11 +5,14 @@ import os
 import stat
 from pathlib import Path
 
+from teengined.client.endpoint import MAX_SOCKET_PATH_BYTES
 from teengined.core.errors import AlreadyRunning, ConfigError
 
 __all__ = ["RuntimeDirectory"]
 
 _MODE = 0o750
+# Such as /stages/d1000/stage31.something.
+_LONGEST_NAME_BYTES = 40
 
 
 class RuntimeDirectory:
@@ -23,6 +26,7 @@ class RuntimeDirectory:
             ConfigError: the directory cannot be made, or belongs to someone else.
         """
         self.path = path
+        _check_length(path)
         _make(path)
         self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
         try:
@@ -40,6 +44,16 @@ class RuntimeDirectory:
     def close(self) -> None:
         """Give up the lock; the file stays, since another daemon may be waiting on it."""
         os.close(self._lock)
+
+
+def _check_length(path: Path) -> None:
+    """Refuse before anything is made: sockets below it, of clients, workers and stages, have names of their own."""
+    limit = MAX_SOCKET_PATH_BYTES - _LONGEST_NAME_BYTES
+    if len(os.fsencode(path)) > limit:
+        raise ConfigError(
+            f"the runtime directory {path} has more than {limit} bytes, too many for the paths of sockets in it",
+            hint="choose one with a shorter name (--runtime-dir)",
+        )
 
 
 def _make(path: Path) -> None:

@@ -84,11 +84,12 @@ class RunningDaemon:
             )
         )
         write_byte_package(self.directory / "store")
+        self.process = self.start()
         try:
-            self.process = self.start()
             wait_until(self.is_ready, "the daemon is ready")
         except BaseException:
             sys.stderr.write(self.log())
+            self.close()
             raise
 
     def start(self, *more: str, log_file: Path | None = None) -> "subprocess.Popen[bytes]":
