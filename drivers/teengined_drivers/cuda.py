@@ -26,8 +26,8 @@ __all__ = ["CudaDevice", "CudaDriver"]
 class CudaDevice(Device):
     """One GPU. Compute runs on the stream that was current when the device was opened; copies on one beside it.
 
-    A copy waits for the compute that was queued before it, since that may still read the buffer it fills. So queue the
-    copy for the next layer before the compute of this one, and the two overlap.
+    A copy does not wait for compute: who refills a buffer that queued compute may still read first waits for the event
+    of `record_compute`. A copy that waited for all that is queued would never overlap with the layer before it.
     """
 
     def __init__(self, spec: DeviceSpec, index: int) -> None:
@@ -110,14 +110,13 @@ class CudaDevice(Device):
         self._budget.give_back(kept[1])
 
     def copy(self, source: "torch.Tensor", target: "torch.Tensor") -> CopyEvent:
-        """Queue on the copy stream, after the compute that is queued by now."""
+        """Queue on the copy stream."""
         import torch
 
         self._check_open()
         if source.nbytes != target.nbytes:
             raise DriverError(f"a copy of {source.nbytes} bytes into {target.nbytes}")
         with mapped_errors(self.spec.id):
-            self._copy_stream.wait_stream(self._compute_stream)
             with torch.cuda.stream(self._copy_stream):
                 target.copy_(source, non_blocking=True)
                 # torch's pool must not hand the memory on while this stream still writes to it.
@@ -125,6 +124,16 @@ class CudaDevice(Device):
                 event = torch.cuda.Event()
                 event.record(self._copy_stream)
                 return _CudaCopy(self.spec.id, event, self._compute_stream)
+
+    def record_compute(self) -> CopyEvent:
+        """Record an event on the compute stream and return at once."""
+        import torch
+
+        self._check_open()
+        with mapped_errors(self.spec.id):
+            event = torch.cuda.Event()
+            event.record(self._compute_stream)
+            return _CudaCopy(self.spec.id, event, self._compute_stream)
 
     def synchronize(self) -> None:
         """Wait for both streams, and meet here any error that they ran into."""

