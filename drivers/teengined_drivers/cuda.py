@@ -116,14 +116,13 @@ class CudaDevice(Device):
         self._check_open()
         if source.nbytes != target.nbytes:
             raise DriverError(f"a copy of {source.nbytes} bytes into {target.nbytes}")
-        with mapped_errors(self.spec.id):
-            with torch.cuda.stream(self._copy_stream):
-                target.copy_(source, non_blocking=True)
-                # torch's pool must not hand the memory on while this stream still writes to it.
-                target.record_stream(self._copy_stream)
-                event = torch.cuda.Event()
-                event.record(self._copy_stream)
-                return _CudaCopy(self.spec.id, event, self._compute_stream)
+        with mapped_errors(self.spec.id), torch.cuda.stream(self._copy_stream):
+            target.copy_(source, non_blocking=True)
+            # torch's pool must not hand the memory on while this stream still writes to it.
+            target.record_stream(self._copy_stream)
+            event = torch.cuda.Event()
+            event.record(self._copy_stream)
+            return _CudaCopy(self.spec.id, event, self._compute_stream)
 
     def record_compute(self) -> CopyEvent:
         """Record an event on the compute stream and return at once."""
