@@ -1,7 +1,9 @@
 """Fits a checkpoint to its model class: every parameter has a derivation, ties are what the weights say."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from teengined.core.errors import SourceError
 from teengined.interfaces.source import Checkpoint
 from teengined.modelpack.derivation import Derivation, derive
 from teengined.modelpack.outline import ModelOutline, build_config, build_outline
+from teengined.modelpack.support import layer_list
 
 __all__ = ["Binding", "bind"]
 
@@ -49,7 +52,7 @@ def bind(checkpoint: Checkpoint, compute_dtype: str) -> Binding:
     notes: list[str] = []
     outline = build_outline(build_config(config), compute_dtype)
     derivations, unused = derive(outline.model, names)
-    if any(_differ(target, owner, outline, derivations, checkpoint) for target, owner in outline.tied.items()):
+    if any(_differ(tie, outline, derivations, checkpoint) for tie in outline.tied.items()):
         notes.append("config.json ties weights that differ in the checkpoint; they were kept apart")
         config["tie_word_embeddings"] = False
         outline = build_outline(build_config(config), compute_dtype)
@@ -58,6 +61,7 @@ def bind(checkpoint: Checkpoint, compute_dtype: str) -> Binding:
         if owner not in derivations and target in derivations:
             derivations[owner] = _renamed(derivations[target], owner)
     _refuse_missing(outline, derivations)
+    _refuse_sizes(outline, derivations, {tensor.name: tensor.shape for tensor in checkpoint.tensors()})
     left = _left_out(outline, unused)
     if left:
         shown = ", ".join(left[:_NAMES_SHOWN])
@@ -66,8 +70,9 @@ def bind(checkpoint: Checkpoint, compute_dtype: str) -> Binding:
 
 
 def _differ(
-    target: str, owner: str, outline: ModelOutline, derivations: Mapping[str, Derivation], checkpoint: Checkpoint
+    tie: tuple[str, str], outline: ModelOutline, derivations: Mapping[str, Derivation], checkpoint: Checkpoint
 ) -> bool:
+    target, owner = tie
     if target not in derivations or owner not in derivations:
         return False
     one = derivations[target].run(outline.model, checkpoint.read)[target]
@@ -95,5 +100,35 @@ def _refuse_missing(outline: ModelOutline, derivations: Mapping[str, Derivation]
         )
 
 
+def _refuse_sizes(
+    outline: ModelOutline, derivations: Mapping[str, Derivation], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Compare the sizes that headers tell, before anything is read or written. Shapes are compared once it is read."""
+    for parameter in outline.parameters():
+        names = [name for group in derivations[parameter.name].sources.values() for name in group]
+        needed = (parameter.num_experts, *parameter.shape) if parameter.num_experts else parameter.shape
+        if derivations[parameter.name].keeps_size and sum(prod(shapes[name]) for name in names) != prod(needed):
+            has = f"shape {shapes[names[0]]}" if len(names) == 1 else f"{len(names)} tensors like {names[0]}"
+            raise SourceError(
+                f"tensor {parameter.name}: the checkpoint has {has}, the model of its config.json needs {needed}"
+            )
+
+
 def _left_out(outline: ModelOutline, unused: tuple[str, ...]) -> list[str]:
-    return [name for name in unused if not name.endswith(_RECOMPUTED_SUFFIXES)]
+    """Return the tensors that are left out and worth a note.
+
+    Raises:
+        SourceError: whole layers would be left out, and not those that predict further tokens ahead.
+    """
+    left = [name for name in unused if not name.endswith(_RECOMPUTED_SUFFIXES)]
+    prefix, num_layers = layer_list(outline.model)
+    surplus = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+    layers = {int(match[1]) for name in left if (match := surplus.match(name))}
+    ahead = getattr(outline.model.config.get_text_config(), "num_nextn_predict_layers", None) or 0
+    beyond = [layer for layer in layers if layer >= num_layers + ahead]
+    if beyond:
+        raise SourceError(
+            f"config.json says {num_layers} layers, the checkpoint has tensors of layer {max(beyond)} too",
+            hint="check that config.json belongs to these weights",
+        )
+    return left

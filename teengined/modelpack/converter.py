@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from teengined.core.errors import DiskFull, PackageError
+from teengined.core.errors import DiskFull, NotAllowed, PackageError
 from teengined.core.model import MANIFEST_SCHEMA, ModelManifest, UnitSpec
 from teengined.core.quantities import format_bytes
 from teengined.interfaces.precision import PrecisionStrategy
@@ -71,11 +71,12 @@ def convert(checkpoint: Checkpoint, strategy: PrecisionStrategy, options: Conver
     Raises:
         SourceError: the checkpoint is unusable, incomplete or unsupported.
         Conflict: another conversion to that name runs.
+        NotAllowed: the store cannot be written to.
         DiskFull: it does not fit; says how much is needed and how much there is.
     """
     check_name(options.name)
     compute_dtype = resolve_compute_dtype(options.compute_dtype, strategy.name)
-    with _mapping_disk_full(options.store), open_workspace(options.store, options.name) as workspace:
+    with _mapping_disk_errors(options.store), open_workspace(options.store, options.name) as workspace:
         job = _Job(
             checkpoint=checkpoint,
             strategy=strategy,
@@ -114,7 +115,7 @@ def _write_files(job: _Job, workspace: Workspace, done: Mapping[str, tuple[UnitS
     units: list[UnitSpec] = []
     for file in files:
         if file.name in done:
-            meter.skip(_work_bytes(file, encoder))
+            meter.credit(_work_bytes(file, encoder))
             units.extend(done[file.name])
             continue
         with UnitFileWriter(workspace.directory, file.name, header_room(file)) as writer:
@@ -207,12 +208,16 @@ def _disk_full(store: Path, what: str) -> DiskFull:
 
 
 @contextlib.contextmanager
-def _mapping_disk_full(store: Path) -> Generator[None]:
+def _mapping_disk_errors(store: Path) -> Generator[None]:
     try:
         yield
+    except PermissionError as error:
+        raise NotAllowed(
+            f"{store} cannot be written to", hint="name another place with --store, or ask its owner"
+        ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+            raise PackageError(f"{store} cannot be written to: {error.strerror}") from error
         free = format_bytes(_available_bytes(store))
         raise _disk_full(store, f"the disk filled up while converting; {free} are free now") from error
 

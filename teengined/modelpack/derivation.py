@@ -52,6 +52,11 @@ class Derivation:
         )
 
     @property
+    def keeps_size(self) -> bool:
+        """Say whether the parameter has as many elements as its tensors together: renamed, or stacked and joined."""
+        return len(self.targets) == 1 and (isinstance(self.transform, WeightRenaming) or self.expert_wise)
+
+    @property
     def num_merged(self) -> int:
         """How many tensors of each pattern are merged: the number of experts where `expert_wise`."""
         return min((len(names) for names in self.sources.values()), default=0)

@@ -38,12 +38,12 @@ class ProgressMeter:
         self._report, self._clock, self._interval = report, clock, interval_seconds
         self._start = clock()
         self._last = float("-inf")
-        self._skipped = 0
+        self._credited = 0
         self._done = 0
 
-    def skip(self, amount: int) -> None:
+    def credit(self, amount: int) -> None:
         """Count what an earlier run had done; it does not enter the rate."""
-        self._skipped += amount
+        self._credited += amount
         self.advance(amount)
 
     def advance(self, amount: int) -> None:
@@ -53,7 +53,7 @@ class ProgressMeter:
         if now - self._last < self._interval and self._done < self._total:
             return
         self._last = now
-        worked, elapsed = self._done - self._skipped, now - self._start
+        worked, elapsed = self._done - self._credited, now - self._start
         rate = worked / elapsed if elapsed > 0 and worked > 0 else 0.0
         remaining = max(self._total - self._done, 0)
         self._report(

@@ -15,6 +15,8 @@ from teengined.core.errors import SourceError, UnsupportedArchitecture
 
 __all__ = ["check_config", "check_model", "experts_modules", "layer_list"]
 
+# Ten times what the deepest models have: the class is built with as many layers as config.json says.
+_MAX_LAYERS = 2000
 _ATTENTION_LAYER_TYPES = frozenset({"full_attention", "sliding_attention", "chunked_attention", "attention"})
 
 
@@ -28,6 +30,10 @@ def check_config(mapping: Mapping[str, Any]) -> None:
     model_type = mapping.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise SourceError("config.json names no architecture: it has no model_type")
+    for key in ("num_hidden_layers", "num_layers", "n_layer", "n_layers"):
+        num_layers = mapping.get(key)
+        if num_layers is not None and (not isinstance(num_layers, int) or not 0 < num_layers <= _MAX_LAYERS):
+            raise SourceError(f"config.json: {key} is {num_layers!r:.40}, not a number of layers up to {_MAX_LAYERS}")
     reason = ""
     if mapping.get("auto_map"):
         reason = "it needs the checkpoint's own Python code (auto_map), which is never run"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from teengined.core.errors import DiskFull, SourceError
+from teengined.core.errors import DiskFull, PackageError, SourceError
 from teengined.modelpack.verify import verify_package
 from tests.fakes.converted import convert_directory
 from tests.fakes.tiny_models import build_tiny_model
@@ -87,6 +87,9 @@ def test_experts_of_different_shapes_are_refused(tmp_path: Path) -> None:
         {"hidden_act": "no_such_function"},
         {"num_hidden_layers": 2},
         {"num_hidden_layers": 5},
+        {"num_hidden_layers": 10**12},
+        {"num_hidden_layers": 0},
+        {"hidden_size": 10**12},
         {"vocab_size": 7},
         {"intermediate_size": 10},
         {"model_type": 7},
@@ -98,12 +101,28 @@ def test_a_config_that_lies_is_refused_and_never_a_traceback(
 ) -> None:
     path = source / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    (tmp_path / "store").mkdir()
-    if changes == {"num_hidden_layers": 2}:
-        manifest = convert_directory(source, tmp_path / "store")
-        assert any("left out" in note for note in manifest.numeric_notes)
-    else:
-        refused(source, tmp_path / "store")
+    refused(source, tmp_path / "store")
+
+
+def test_tensors_that_the_class_does_not_use_are_left_out_with_a_note(source: Path, tmp_path: Path) -> None:
+    edit(source, classifier__weight=torch.zeros(3), model__layers__0__self_attn__rotary_emb__inv_freq=torch.zeros(8))
+    manifest = convert_directory(source, tmp_path / "store")
+    notes = [note for note in manifest.numeric_notes if "left out" in note]
+    assert len(notes) == 1
+    assert "classifier.weight" in notes[0]
+    assert "inv_freq" not in notes[0]
+
+
+def test_layers_that_predict_further_ahead_are_left_out(tmp_path: Path) -> None:
+    source = build_tiny_model("deepseek_v3", tmp_path / "source", num_nextn_predict_layers=1)
+    edit(source, model__layers__3__eh_proj__weight=torch.zeros(3))
+    assert convert_directory(source, tmp_path / "store").num_layers == 3
+
+
+def test_a_store_that_is_no_directory_is_an_error_in_one_line(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file")
+    with pytest.raises(PackageError, match="cannot be written to"):
+        convert_directory(source, tmp_path / "store")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ of GGUF files.
 """
 
 import hashlib
-import struct
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ from teengined.core.errors import SourceError
 from teengined.interfaces.hookspecs import hookimpl
 from teengined.interfaces.source import Checkpoint, ModelSource, SourceTensor
 from teengined_plugins.sources.gguf_config import config_mapping
+from teengined_plugins.sources.gguf_header import check_head
 from teengined_plugins.sources.gguf_tensors import GgufEntry, dequantize_rows, map_entries
 from teengined_plugins.sources.tokenizer_files import save_tokenizer
 
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["GgufCheckpoint", "GgufSource", "teengine_register_sources"]
 
 _MAGIC = b"GGUF"
-# A file has some ten tensors a layer and some fifty metadata fields.
-_MAX_TENSORS = 100_000
-_MAX_FIELDS = 100_000
 
 
 class GgufSource(ModelSource):
@@ -126,7 +123,10 @@ class GgufCheckpoint(Checkpoint):
 
     def _metadata(self, key: str) -> Any:
         field = self._reader.get_field(key)
-        return None if field is None else field.contents()
+        try:
+            return None if field is None else field.contents()
+        except (ValueError, IndexError, TypeError) as error:
+            raise SourceError(f"{self._path.name}: metadata field {key!r:.80} is malformed: {error}") from error
 
     def _names(self) -> frozenset[str]:
         return frozenset(tensor.name for tensor in self._reader.tensors)
@@ -139,16 +139,7 @@ class GgufCheckpoint(Checkpoint):
 
 
 def _open_reader(path: Path) -> "GGUFReader":
-    try:
-        with path.open("rb") as file:
-            head = file.read(24)
-    except OSError as error:
-        raise SourceError(f"{path.name} cannot be opened: {error.strerror}") from error
-    if len(head) < 24 or head[:4] != _MAGIC:
-        raise SourceError(f"{path.name} is not a GGUF file")
-    num_tensors, num_fields = struct.unpack_from("<QQ", head, 8)
-    if num_tensors > _MAX_TENSORS or num_fields > _MAX_FIELDS:
-        raise SourceError(f"{path.name}: its header claims {num_tensors} tensors and {num_fields} metadata fields")
+    check_head(path)
     from gguf import GGUFReader
 
     try:

@@ -38,6 +38,8 @@ _RENAMED = {
     "final_logit_softcapping": "final_logit_softcapping",
     "rope.freq_base": "rope_theta",
 }
+# Ten times what the deepest models have; tables of names are made for every layer.
+_MAX_LAYERS = 2000
 # The two 27B models divide attention scores by sqrt(width / heads), all others by sqrt(head size); the file does not
 # say, so llama.cpp goes by the number of layers, and so does this.
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
@@ -71,13 +73,16 @@ def config_mapping(
             "GGUF files of mixture-of-experts llama models cannot be converted",
             hint="use the model's safetensors files",
         )
-    config = _stated(architecture, metadata)
-    config["tie_word_embeddings"] = "output.weight" not in tensor_names
+    num_layers = metadata(f"{architecture}.block_count")
+    if not isinstance(num_layers, int) or not 0 < num_layers <= _MAX_LAYERS:
+        raise SourceError(f"its metadata claim {num_layers!r:.40} layers ({architecture}.block_count)")
     try:
+        config = _stated(architecture, metadata)
+        config["tie_word_embeddings"] = "output.weight" not in tensor_names
         _add_attention_scale(config, architecture)
         _add_partial_rotary(config, architecture, metadata)
         _add_rope_scaling(config, architecture, metadata, rope_factors)
-    except (KeyError, TypeError, ZeroDivisionError) as error:
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise SourceError(f"its metadata make no {architecture} configuration: {error!r:.200}") from error
     return _as_config_json(_MODEL_TYPES.get(architecture, architecture), config)
 

@@ -76,11 +76,10 @@ def dequantize_rows(entry: GgufEntry, process: Callable[["np.ndarray"], "np.ndar
     try:
         for start in range(0, rows.shape[0], step):
             values[start : start + step] = gguf.dequantize(rows[start : start + step], tensor.tensor_type)
-    except (NotImplementedError, ValueError) as error:
-        raise SourceError(
-            f"tensor {tensor.name}: type {tensor.tensor_type.name} cannot be unpacked: {error}"
-        ) from error
-    return torch.from_numpy(np.ascontiguousarray(process(values.reshape(shape))))
+        processed = np.ascontiguousarray(process(values.reshape(shape)))
+    except (ArithmeticError, NotImplementedError, TypeError, ValueError) as error:
+        raise SourceError(f"tensor {tensor.name}: its {tensor.tensor_type.name} blocks do not fit: {error}") from error
+    return torch.from_numpy(processed)
 
 
 def _name_map(config: Any, architecture: str) -> Mapping[str, str]:

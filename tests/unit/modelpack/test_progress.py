@@ -30,7 +30,7 @@ def test_reports_are_spaced_out_and_the_last_one_always_comes() -> None:
 def test_work_of_an_earlier_run_counts_as_done_and_not_as_speed() -> None:
     clock, seen = Clock(), list[Progress]()
     meter = ProgressMeter("convert", 1000, report=seen.append, clock=clock)
-    meter.skip(900)
+    meter.credit(900)
     assert seen[-1].eta_seconds is None
     clock.now += 1
     meter.advance(50)
