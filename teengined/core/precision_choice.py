@@ -2,19 +2,29 @@
 
 from teengined.core.device import DeviceProfile
 
-__all__ = ["COMPUTE_DTYPES", "resolve_compute_dtype"]
+__all__ = ["COMPUTE_DTYPES", "resolve_compute_dtype", "runnable_compute_dtype"]
 
 COMPUTE_DTYPES = ("fp32", "bf16", "fp16")
 
 # The request that is made fast: a prompt of 512 tokens in one chunk, then 128 tokens one by one.
 _PREFILL_TOKENS, _NUM_PREFILLS = 512, 1
 _DECODE_TOKENS, _NUM_DECODES = 1, 128
-# A device whose fp16 is this much slower than its fp32 emulates it: never chosen, not even for memory.
-_MAX_FP16_SLOWDOWN = 4.0
+# A device that is this much slower at a narrow dtype than at fp32 emulates it: never chosen, not even for memory.
+_MAX_SLOWDOWN = 4.0
 # fp16 overflows at 65504, where bf16 and fp32 do not: for such models it must be worth a risk.
 _MIN_RANGE_LOSS_GAIN = 2.0
 # Twice the bits for less than this gain is the better bargain.
 _MIN_GAIN = 1.1
+
+
+def runnable_compute_dtype(profile: DeviceProfile, package_dtype: str) -> str:
+    """Return the dtype to run a package in on this device: its own, unless the device was measured to crawl at it.
+
+    Another dtype costs a cast of every weight at every use, so the package's own is kept wherever it is bearable.
+    """
+    if package_dtype != "fp32" and _crawls(profile, package_dtype):
+        return resolve_compute_dtype(profile, package_dtype)
+    return package_dtype
 
 
 def resolve_compute_dtype(profile: DeviceProfile, source_dtype: str) -> str:
@@ -40,13 +50,19 @@ def resolve_compute_dtype(profile: DeviceProfile, source_dtype: str) -> str:
     return best
 
 
-def _fp16_is_sound(profile: DeviceProfile, seconds: dict[str, float], source: str) -> bool:
-    fp16 = seconds["fp16"]
+def _crawls(profile: DeviceProfile, dtype: str) -> bool:
     for num_tokens in (_DECODE_TOKENS, _PREFILL_TOKENS):
         at_fp32 = _point(profile, "fp32", num_tokens)
-        at_fp16 = _point(profile, "fp16", num_tokens)
-        if at_fp32 is not None and at_fp16 is not None and at_fp16 > _MAX_FP16_SLOWDOWN * at_fp32:
-            return False
+        here = _point(profile, dtype, num_tokens)
+        if at_fp32 is not None and here is not None and here > _MAX_SLOWDOWN * at_fp32:
+            return True
+    return False
+
+
+def _fp16_is_sound(profile: DeviceProfile, seconds: dict[str, float], source: str) -> bool:
+    fp16 = seconds["fp16"]
+    if _crawls(profile, "fp16"):
+        return False
     if source == "fp16":
         return True
     on_cuda = profile.device_id.partition(":")[0] == "cuda"

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from teengined.core.device import DeviceProfile, LinkProfile
 from teengined.core.errors import ConfigError
 from teengined.core.model import ModelManifest, UnitKind
+from teengined.core.precision_choice import runnable_compute_dtype
 from teengined.placement.groups import Group, ModelGroups, group_units
 from teengined.placement.inputs import PlanningInput
 
-__all__ = ["DTYPE_BYTES", "CostModel", "compute_dtype_of", "cost_model_of", "workspace_bytes"]
+__all__ = ["DTYPE_BYTES", "CostModel", "cost_model_of", "workspace_bytes"]
 
 DTYPE_BYTES: Mapping[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -127,10 +128,8 @@ def cost_model_of(planning: PlanningInput) -> CostModel:
         if device.id not in planning.profiles:
             raise ConfigError(f"device {device.id} was never measured", hint="measure it, or leave it out of the plan")
     profiles = tuple(planning.profiles[device.id] for device in planning.devices)
-    dtypes = tuple(
-        compute_dtype_of(planning.manifest, device.driver, profile)
-        for device, profile in zip(planning.devices, profiles, strict=True)
-    )
+    # Of a stage's activations and KV.
+    dtypes = tuple(runnable_compute_dtype(profile, planning.manifest.compute_dtype) for profile in profiles)
     return CostModel(
         planning=planning,
         groups=group_units(planning.manifest),
@@ -143,13 +142,6 @@ def cost_model_of(planning: PlanningInput) -> CostModel:
             for has_head in (False, True)
         },
     )
-
-
-def compute_dtype_of(manifest: ModelManifest, driver: str, profile: DeviceProfile) -> str:
-    """Return the dtype of a stage's activations and KV: the package's, unless a CPU would crawl in fp16."""
-    if manifest.compute_dtype == "fp16" and driver == "cpu" and profile.compute_dtype != "fp16":
-        return profile.compute_dtype
-    return manifest.compute_dtype
 
 
 def workspace_bytes(planning: PlanningInput, compute_dtype: str, *, has_head: bool) -> int:

@@ -245,6 +245,8 @@ class PlanReply:
     precision: str
     devices: tuple[DeviceSpec, ...]
     host_profile: HostProfile
+    suggestions: tuple[str, ...] = ()
+    """What would make it faster, largest gain first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from teengined.core.device import DeviceSpec
 from teengined.core.errors import DeadlineExceeded, RequestError
 from teengined.core.model import ModelManifest
 from teengined.core.plan import Plan
-from teengined.interfaces.policy import Assignment
+from teengined.interfaces.policy import Assignment, PlacementPolicy
 from teengined.interfaces.registry import PluginRegistry
 from teengined.modelpack.store import PackageStore
 from teengined.placement.inputs import PlanningInput
@@ -30,6 +30,8 @@ class Planned:
     manifest: ModelManifest
     profiles: Profiles
     devices: tuple[DeviceSpec, ...]
+    planning: PlanningInput
+    policy: PlacementPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +66,19 @@ class Planner:
         except TimeoutError as error:
             seconds = self.config.planning.plan_timeout
             raise DeadlineExceeded(f"policy {policy.name!r} gave no plan within {seconds:g} s") from error
-        return Planned(plan=made, manifest=manifest, profiles=profiles, devices=devices)
+        return Planned(
+            plan=made, manifest=manifest, profiles=profiles, devices=devices, planning=planning, policy=policy
+        )
+
+    async def advise(self, planned: Planned) -> tuple[str, ...]:
+        """Return what would make a plan faster; nothing where finding it takes too long."""
+        from teengined.placement.advice import suggestions
+
+        try:
+            async with asyncio.timeout(self.config.planning.plan_timeout):
+                return await asyncio.to_thread(suggestions, planned.planning, planned.policy, planned.plan)
+        except TimeoutError:
+            return ()
 
     def _input(
         self,

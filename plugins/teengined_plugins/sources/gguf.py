@@ -34,15 +34,15 @@ class GgufSource(ModelSource):
 
     def matches(self, reference: str) -> bool:
         """Say yes to what ends in `.gguf`, there or not, and to files that begin as one."""
-        path = Path(reference).expanduser()
-        if path.suffix.lower() == ".gguf":
-            return True
-        if not path.is_file():
-            return False
         try:
+            path = Path(reference).expanduser()
+            if path.suffix.lower() == ".gguf":
+                return True
+            if not path.is_file():
+                return False
             with path.open("rb") as file:
                 return file.read(4) == _MAGIC
-        except OSError:
+        except (OSError, RuntimeError, ValueError):  # a name that no file can have, an unknown user, a NUL
             return False
 
     def open(self, reference: str) -> Checkpoint:

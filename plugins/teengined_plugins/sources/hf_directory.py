@@ -30,7 +30,10 @@ class HFDirectory(ModelSource):
 
     def matches(self, reference: str) -> bool:
         """Say yes to every existing directory, so that a wrong one gets an error that says what it lacks."""
-        return Path(reference).expanduser().is_dir()
+        try:
+            return Path(reference).expanduser().is_dir()
+        except (OSError, RuntimeError, ValueError):  # a name that no directory can have, an unknown user, a NUL
+            return False
 
     def open(self, reference: str) -> Checkpoint:
         """Open the directory; headers of all shards are checked before this returns."""

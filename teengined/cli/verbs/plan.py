@@ -29,4 +29,5 @@ def command(invocation: Invocation, output: OutputFormat, **placement: Any) -> N
         return
     from teengined.placement.explain import explain
 
-    sys.stdout.writelines(f"{line}\n" for line in explain(reply.plan, model_bytes=reply.model_bytes))
+    lines = explain(reply.plan, model_bytes=reply.model_bytes, suggestions=reply.suggestions)
+    sys.stdout.writelines(f"{line}\n" for line in lines)

@@ -24,6 +24,7 @@ async def plan_model(context: ServiceContext, _call: Call, message: wire.PlanMod
         precision=planned.manifest.precision,
         devices=planned.devices,
         host_profile=planned.profiles.host,
+        suggestions=await context.planner.advise(planned),
     )
 
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teengined.core.device import ComputePoint, DeviceProfile
-from teengined.core.precision_choice import COMPUTE_DTYPES, resolve_compute_dtype
+from teengined.core.precision_choice import COMPUTE_DTYPES, resolve_compute_dtype, runnable_compute_dtype
 
 
 def _profile(device_id: str = "cpu:0", /, **seconds: tuple[float, float]) -> DeviceProfile:
@@ -89,3 +89,16 @@ def test_choice_is_always_one_of_three_and_never_a_crawling_or_range_losing_one(
     if chosen == "fp16":
         assert source_dtype == "fp16" or device_id == "cuda:0"
         assert all(costs["fp16"][i] <= 4 * costs.get("fp32", costs["fp16"])[i] for i in range(2))
+
+
+@pytest.mark.parametrize("package_dtype", ["fp32", "bf16"])
+def test_a_package_runs_in_its_own_dtype_where_the_device_bears_it(package_dtype: str) -> None:
+    assert runnable_compute_dtype(_profile(**AVX512), package_dtype) == package_dtype
+
+
+def test_a_package_in_a_dtype_at_which_the_device_crawls_runs_in_another() -> None:
+    assert runnable_compute_dtype(_profile(**AVX512), "fp16") in {"fp32", "bf16"}
+
+
+def test_a_package_runs_in_its_own_dtype_where_nothing_was_measured() -> None:
+    assert runnable_compute_dtype(_profile(), "fp16") == "fp16"

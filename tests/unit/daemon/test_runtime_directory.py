@@ -1,6 +1,8 @@
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,31 +16,38 @@ HOLD = (
 )
 
 
-def test_second_owner_is_refused_with_the_first_ones_pid(tmp_path: Path):
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """Sockets limit how long a runtime directory's name may be, and pytest's own are longer on some machines."""
+    with tempfile.TemporaryDirectory(prefix="te-", dir="/tmp") as directory:
+        yield Path(directory)
+
+
+def test_second_owner_is_refused_with_the_first_ones_pid(short_path: Path):
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", HOLD, str(short_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
 
         with pytest.raises(AlreadyRunning, match=f"pid {holder.pid}"):
-            RuntimeDirectory(tmp_path / "run")
+            RuntimeDirectory(short_path / "run")
 
 
-def test_lock_of_an_owner_that_ended_is_free_again(tmp_path: Path):
-    RuntimeDirectory(tmp_path).close()
+def test_lock_of_an_owner_that_ended_is_free_again(short_path: Path):
+    RuntimeDirectory(short_path).close()
 
-    second = RuntimeDirectory(tmp_path)
+    second = RuntimeDirectory(short_path)
 
-    assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
+    assert (short_path / "lock").read_text() == f"{os.getpid()}\n"
     second.close()
 
 
-def test_directory_that_others_may_write_is_refused(tmp_path: Path):
-    tmp_path.chmod(0o777)
+def test_directory_that_others_may_write_is_refused(short_path: Path):
+    short_path.chmod(0o777)
 
     with pytest.raises(ConfigError, match="others cannot write"):
-        RuntimeDirectory(tmp_path)
+        RuntimeDirectory(short_path)
 
 
 def test_link_in_its_place_is_refused(tmp_path: Path):

@@ -191,8 +191,13 @@ def test_a_manifest_without_a_layer_is_a_package_error() -> None:
 
 
 def test_a_cpu_that_crawls_in_fp16_computes_in_what_it_is_fast_at() -> None:
-    model = manifest([2], compute_dtype="fp16", kv_elements_per_token=(10,))
-    inputs = planning(model, [spec(0, 90)], context_tokens=100)
+    model, device = manifest([2], compute_dtype="fp16", kv_elements_per_token=(10,)), spec(0, 90)
+    measured = profile(device)
+    crawling = tuple(
+        replace(point, seconds_per_parameter=100 * point.seconds_per_parameter) if point.precision == "fp16" else point
+        for point in measured.compute
+    )
+    inputs = planning(model, [device], {device.id: replace(measured, compute=crawling)}, context_tokens=100)
 
     found = plan(inputs, Optimal())
 
