@@ -20,7 +20,7 @@ run: $(VENV)/.runtime ## convert, plan and stream a real model through two small
 	@exec $(BIN)/teengine demo
 
 test: check ## check, then run the tests: make test [TESTS=tests/unit] [SEED=1] [WORKERS=2]
-	@$(BIN)/python -m pytest $(TESTS) -m 'not network' -n $(WORKERS) --dist loadfile --hypothesis-seed=$(SEED) || { \
+	@$(BIN)/python -m pytest $(TESTS) -n $(WORKERS) --dist loadfile --hypothesis-seed=$(SEED) || { \
 	    status=$$?; \
 	    echo "The seed was $(SEED). To repeat: make test SEED=$(SEED) TESTS='$(TESTS)'" >&2; \
 	    exit $$status; \
@@ -40,7 +40,7 @@ docs: $(VENV)/.runtime ## write the pages of docs/ that are made from the code
 	@$(BIN)/python -m tests.house.configuration_page > docs/configuration.md
 	@$(BIN)/python -m tests.house.protocol_page > docs/protocol.md
 
-parity: $(VENV)/.runtime ## compare greedy tokens with transformers' own, however the model is cut and streamed
+parity: $(VENV)/.development ## compare greedy tokens with transformers' own, however the model is cut and streamed
 	@$(BIN)/python -m benchmarks.parity
 
 bench: $(VENV)/.runtime ## tokens/s and share of the bound at 100 %, 50 % and 0 % resident

@@ -20,13 +20,17 @@ _MAX_LAYERS = 2000
 # Compared with transformers token by token, whole and cut into stages, resident and streamed: what a row of
 # `tests/fakes/tiny_models.py` and `make parity` hold. An architecture that no row holds may give wrong answers through
 # a habit that no check here knows, so it is refused until it has one.
+# fmt: off
 VERIFIED_ARCHITECTURES = frozenset(
-    """
-    apertus arcee cohere cohere2 deepseek_v2 deepseek_v3 ernie4_5 exaone4 gemma gemma2 gemma3_text glm glm4 glm4_moe
-    gpt2 gpt_neox gpt_oss granite granitemoe helium hunyuan_v1_dense llama minimax_m2 ministral mistral mixtral nemotron
-    olmo olmo2 olmo3 olmoe phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 starcoder2
-    """.split()
+    {
+        "apertus", "arcee", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "ernie4_5", "exaone4", "gemma",
+        "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt_neox", "gpt_oss", "granite", "granitemoe",
+        "helium", "hunyuan_v1_dense", "llama", "minimax_m2", "ministral", "mistral", "mixtral", "nemotron", "olmo",
+        "olmo2", "olmo3", "olmoe", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss",
+        "smollm3", "starcoder2",
+    }
 )
+# fmt: on
 _ATTENTION_LAYER_TYPES = frozenset({"full_attention", "sliding_attention", "attention"})
 
 

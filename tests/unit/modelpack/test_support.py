@@ -16,5 +16,5 @@ def test_an_architecture_that_was_never_compared_is_refused_by_name() -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
 
-    with pytest.raises(UnsupportedArchitecture, match="'bitnet'.*not been compared with transformers"):
+    with pytest.raises(UnsupportedArchitecture, match=r"'bitnet'.*not been compared with transformers"):
         check_model(model)
