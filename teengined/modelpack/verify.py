@@ -9,7 +9,15 @@ from teengined.core.errors import PackageCorrupt, PackageError
 from teengined.core.model import ModelManifest, UnitSpec
 from teengined.modelpack.manifest import read_manifest
 
-__all__ = ["BytesLike", "check_unit", "check_unit_on_disk", "digest_of", "new_digest", "verify_package"]
+__all__ = [
+    "BytesLike",
+    "check_companions",
+    "check_unit",
+    "check_unit_on_disk",
+    "digest_of",
+    "new_digest",
+    "verify_package",
+]
 
 BytesLike = bytes | bytearray | memoryview
 
@@ -59,7 +67,7 @@ def verify_package(directory: Path, progress: Callable[[int, int], None] | None 
         done += unit.size_bytes
         if progress is not None:
             progress(done, manifest.size_bytes)
-    _check_companions(directory, manifest)
+    check_companions(directory, manifest)
     return manifest
 
 
@@ -85,7 +93,13 @@ def _digest_on_disk(directory: Path, unit: UnitSpec) -> str:
     return f"blake2b:{digest.hexdigest()}"
 
 
-def _check_companions(directory: Path, manifest: ModelManifest) -> None:
+def check_companions(directory: Path, manifest: ModelManifest) -> None:
+    """Compare configuration and tokenizer with their digests: a changed figure there gives wrong answers too.
+
+    Raises:
+        PackageError: one cannot be read.
+        PackageCorrupt: one differs; names it.
+    """
     for file, expected in (("config.json", manifest.config_digest), ("tokenizer.json", manifest.tokenizer_digest)):
         try:
             actual = digest_of((directory / file).read_bytes())

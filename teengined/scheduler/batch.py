@@ -14,11 +14,15 @@ def in_policy_order(policy: SchedulingPolicy, sequences: Iterable[Sequence], now
     """Return the sequences in the order in which the policy serves them.
 
     Raises:
-        PluginError: the policy's answer is no permutation of the ids it was given.
+        PluginError: the policy raised, or its answer is no permutation of the ids it was given.
     """
     by_id = {sequence.submitted.sequence_id: sequence for sequence in sequences}
-    order = list(policy.order([sequence.view() for sequence in by_id.values()], now_seconds))
-    if sorted(order) != sorted(by_id):
+    try:
+        order = list(policy.order([sequence.view() for sequence in by_id.values()], now_seconds))
+        is_permutation = sorted(order) == sorted(by_id)
+    except Exception as error:  # The edge: a stranger's code may raise anything.
+        raise PluginError(f"scheduling policy {policy.name!r} failed: {error!r:.200}") from error
+    if not is_permutation:
         raise PluginError(f"scheduling policy {policy.name!r} did not return a permutation of the sequences")
     return [by_id[sequence_id] for sequence_id in order]
 

@@ -130,7 +130,7 @@ class LoadedModel:
         self.state = "unloading"
 
     async def wait_idle(self) -> None:
-        """Return when no answer is under way."""
+        """Return when no answer is under way, nor a step whose answers were cancelled: its stages are busy still."""
         await self._idle.wait()
 
     @property
@@ -238,7 +238,8 @@ class LoadedModel:
         """Fail everything: with a broken policy no step can be chosen any more."""
         logger.error("%s: %s", self.name, error.message)
         self.state, self.problem = "failed", error.message
-        for sequence_id in tuple(self._answers):
+        self._lose(error)  # Empties the scheduler too, which then has nothing to ask the policy about.
+        for sequence_id in tuple(self._answers):  # Their ends were lost with the instructions.
             self._drop(sequence_id).fail(error)
 
     def _run(self, run: Run, now: float) -> None:
@@ -260,9 +261,12 @@ class LoadedModel:
 
     def _drop(self, sequence_id: int) -> Answer:
         answer = self._answers.pop(sequence_id)
-        if not self._answers:
-            self._idle.set()
+        self._note_idle()
         return answer
+
+    def _note_idle(self) -> None:
+        if not self._answers and self._step is None:
+            self._idle.set()
 
     def _on_step_done(self, device_id: str, done: StepDone) -> None:
         step = self._step
@@ -308,6 +312,7 @@ class LoadedModel:
     def _over(self, step: _StepInFlight) -> None:
         step.deadline.cancel()
         self._step = None
+        self._note_idle()
 
     def _on_step_timeout(self) -> None:
         step = self._step
@@ -346,8 +351,13 @@ class LoadedModel:
                 failures = max(self.pool.num_failures(device_id) for device_id in self.stages.device_ids)
                 if not error.retryable or failures >= self.worker_settings.max_failures:
                     break
+            except Exception as error:  # The edge: whoever waits must not wait for a task that died.
+                self.problem = f"opening its stages failed: {error!r:.200}"
+                logger.exception("%s cannot be opened again", self.name)
+                break
             else:
-                self.state, self.problem = "ready", ""
+                # While it came back, someone may have begun to unload it, which its waiting answers may still see.
+                self.state, self.problem = "ready" if self.state == "loading" else self.state, ""
                 logger.info("%s is ready again", self.name)
                 self._feed(PipelineReady())
                 return

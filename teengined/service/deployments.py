@@ -12,6 +12,7 @@ from typing import Any
 from teengined.core.errors import CapacityError, Conflict, Draining, UnknownModel
 from teengined.core.model import ModelManifest
 from teengined.core.plan import Plan, Tier
+from teengined.modelpack.verify import check_companions
 from teengined.protocol.messages import Deployment, Loaded, LoadModel, LoadProgress
 from teengined.scheduler.scheduler import Scheduler, SchedulerLimits
 from teengined.service.deployment import LoadedModel
@@ -174,6 +175,8 @@ class DeploymentSet:
     async def _make(self, request: LoadModel, name: str, planned: Planned) -> LoadedModel:
         config, plan = self.config, replace(planned.plan, model=name)
         package_dir = await asyncio.to_thread(self.planner.store.path_of, request.plan.model)
+        if request.verify:
+            await asyncio.to_thread(check_companions, package_dir, planned.manifest)
         max_characters = _TEMPLATE_FACTOR * config.protocol.max_message
         text = await asyncio.to_thread(TextCodec, package_dir, max_characters)
         self._num_loads += 1

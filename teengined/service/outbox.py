@@ -29,18 +29,20 @@ class Outbox:
     send: Callable[[bytes, list[bytes]], None]
     """Sends at once, or raises `zmq.Again` (full) or another `zmq.ZMQError` (gone)."""
     max_pending: int
+    max_final: int
+    """Final messages kept beyond that: a client that asks and asks without reading would fill the memory."""
     _pending: dict[bytes, deque[list[bytes]]] = field(default_factory=dict[bytes, deque[list[bytes]]])
     _retry: "asyncio.TimerHandle | None" = None
 
     def put(self, client: bytes, frames: list[bytes], *, final: bool) -> Sent:
-        """Send, or keep for later. Final messages are kept beyond the bound: there is one for each call."""
+        """Send, or keep for later. Final messages are kept beyond the first bound: there is one for each call."""
         pending = self._pending.get(client)
         if pending is None:
             outcome = self._try(client, frames)
             if outcome is not Sent.WAITING:
                 return outcome
             pending = self._pending[client] = deque()
-        if len(pending) >= self.max_pending and not final:
+        if len(pending) >= self.max_pending + (self.max_final if final else 0):
             return Sent.TOO_SLOW
         pending.append(frames)
         self._schedule()
@@ -49,6 +51,11 @@ class Outbox:
     def num_pending(self, client: bytes) -> int:
         """Return how many messages wait for a client."""
         return len(self._pending.get(client, ()))
+
+    @property
+    def num_clients(self) -> int:
+        """Clients for whom something waits."""
+        return len(self._pending)
 
     def close(self) -> None:
         """Drop what waits."""

@@ -66,7 +66,7 @@ class Server:
         self._reply_limits = CodecLimits(
             max_message_bytes=_REPLY_FACTOR * settings.max_message, max_items=settings.max_items
         )
-        self._outbox = Outbox(send=self._send_now, max_pending=settings.max_pending)
+        self._outbox = Outbox(send=self._send_now, max_pending=settings.max_pending, max_final=settings.max_calls)
 
     async def serve(self) -> None:
         """Take messages until cancelled."""
@@ -86,6 +86,10 @@ class Server:
         self._outbox.close()
 
     def _take(self, client: bytes, frames: list[bytes]) -> None:
+        if self._outbox.num_pending(client) >= self.settings.max_pending:
+            # It asks on without reading: an answer would wait too, and a line for each would fill the log instead.
+            logger.debug("a request of a client that does not read is dropped")
+            return
         try:
             envelope = decode(frames, CLIENT_MESSAGES, self._limits)
             handler = self._admit(client, envelope)
@@ -108,8 +112,10 @@ class Server:
         if handler is None:
             raise ProtocolError(f"{kind.__name__} is no request")
         calls = self._calls.get(client)
-        if calls is None and len(self._calls) >= self.settings.max_clients:
-            raise QueueFull(f"{self.settings.max_clients} clients have calls under way", retry_after_seconds=1.0)
+        if calls is None and len(self._calls) + self._outbox.num_clients >= self.settings.max_clients:
+            raise QueueFull(
+                f"{self.settings.max_clients} clients have calls under way or do not read", retry_after_seconds=1.0
+            )
         if calls is not None and len(calls) >= self.settings.max_calls:
             raise QueueFull(f"{self.settings.max_calls} calls of this client are under way", retry_after_seconds=1.0)
         if calls is not None and envelope.correlation in calls:

@@ -22,7 +22,7 @@ import zmq
 import zmq.asyncio
 
 from teengined.core.device import DeviceSpec
-from teengined.core.errors import ProtocolError, TeengineError, WorkerLost
+from teengined.core.errors import ProtocolError, WorkerLost
 from teengined.core.records import to_mapping
 from teengined.protocol.codec import CodecLimits, Envelope, decode, encode
 from teengined.protocol.worker_messages import WORKER_MESSAGES, Ping, Pong, Shutdown, WorkerHello
@@ -176,7 +176,7 @@ class WorkerPool:
         worker.state, worker.problem, worker.token = "starting", "", secrets.token_hex(32)
         worker.hello = asyncio.get_running_loop().create_future()
         worker.exited = asyncio.Event()
-        worker.process = self._launch(settings.command, self._environment(worker))
+        worker.process = self._launch_or_fail(worker)
         logger.info("started the worker of %s (pid %d)", worker.spec.id, worker.process.pid)
         self._spawn(self._watch(worker, worker.process))
         try:
@@ -184,8 +184,19 @@ class WorkerPool:
                 await worker.hello
         except TimeoutError as error:
             self.kill(worker.spec.id, f"said nothing within {settings.start_timeout:g} s")
-            await worker.exited.wait()
+            with contextlib.suppress(TimeoutError):  # One that hangs in the kernel outlives even SIGKILL.
+                async with asyncio.timeout(settings.stop_timeout):
+                    await worker.exited.wait()
             raise WorkerLost(f"the worker of {worker.spec.id}: {worker.problem}") from error
+
+    def _launch_or_fail(self, worker: _Worker) -> Process:
+        try:
+            return self._launch(self._settings.command, self._environment(worker))
+        except OSError as error:
+            worker.failures += 1
+            worker.problem = f"the worker of {worker.spec.id} cannot be started: {error}"
+            worker.state = "failed"
+            raise WorkerLost(worker.problem, hint="check worker.command and the limits of this host") from error
 
     def _environment(self, worker: _Worker) -> Mapping[str, str]:
         return {
@@ -198,6 +209,8 @@ class WorkerPool:
     async def _watch(self, worker: _Worker, process: Process) -> None:
         """Wait for the process to end, then tell everyone whom it concerns."""
         status = await process.wait()
+        if worker.process is not process:
+            return  # Given up long ago; another one has its place.
         was_starting = worker.state == "starting"
         how = worker.problem or describe_exit(status)
         error = WorkerLost(
@@ -248,7 +261,7 @@ class WorkerPool:
                 self._dispatch(identity, message)
             except ProtocolError as error:
                 logger.error("a worker's message is unreadable: %s", error.message)  # noqa: TRY400 - no trace of ours
-            except TeengineError:
+            except Exception:  # One message must never end the loop that hears all workers.
                 logger.exception("a worker's message could not be handled")
 
     def _dispatch(self, identity: bytes, message: Any) -> None:

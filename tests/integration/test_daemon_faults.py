@@ -16,6 +16,8 @@ from teengined.core.errors import (
     DoesNotFit,
     DriverError,
     InternalError,
+    PackageCorrupt,
+    PluginError,
     QueueFull,
     WorkerLost,
 )
@@ -41,6 +43,36 @@ def client(daemon: RunningDaemon) -> Iterator[Client]:
     with daemon.client() as connected:
         wait_until(lambda: states(connected) == ["ready"], "the deployment is ready")
         yield connected
+
+
+MOODY = """
+from teengined.interfaces.hookspecs import hookimpl
+from teengined.interfaces.policy import SchedulingPolicy
+
+
+class Moody(SchedulingPolicy):
+    name = "moody"
+
+    def order(self, sequences, now_seconds):
+        if any(sequence.num_emitted_tokens > 2 for sequence in sequences):
+            raise ZeroDivisionError("in a mood")
+        return [sequence.id for sequence in sequences]
+
+
+@hookimpl
+def teengine_register_scheduling_policies():
+    return [Moody]
+"""
+
+
+def install_moody_policy(directory: Path) -> dict[str, str]:
+    """Install a scheduling policy that raises after the third token; return the environment that finds it."""
+    information = directory / "moody-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: moody\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text("[teengine]\nmoody = moody\n")
+    (directory / "moody.py").write_text(MOODY)
+    return {"PYTHONPATH": str(directory)}
 
 
 def ask(prompt: str, max_tokens: int = 6) -> Generate:
@@ -277,3 +309,69 @@ def test_asyncio_answer_left_early_is_cancelled():
 
     with RunningDaemon(worker_arguments=', "--step-seconds", "0.01"') as running:
         asyncio.run(story(running))
+
+
+def test_policy_that_raises_fails_its_deployment_and_the_daemon_goes_on(tmp_path: Path):
+    settings = '[limits]\nscheduling_policy = "moody"'
+    with (
+        RunningDaemon(settings=settings, environment=install_moody_policy(tmp_path)) as running,
+        running.client() as client,
+    ):
+        running.load(client)
+
+        with pytest.raises(PluginError, match="'moody' failed: ZeroDivisionError"):
+            answer(client, "abc")
+
+        assert states(client) == ["failed"]
+        client.unload("bytes")
+        assert running.load(client).deployment.state == "ready"
+        assert answer(client, "abc", max_tokens=2) == "ab"
+
+
+def test_changed_configuration_of_a_package_refuses_the_load():
+    with RunningDaemon() as running, running.client() as client:
+        next(running.directory.glob("store/*/config.json")).write_text('{"rope_theta": 1}')
+
+        with pytest.raises(PackageCorrupt, match=r"config\.json differs"):
+            running.load(client)
+
+        assert states(client) == []
+
+
+def test_unload_waits_for_the_step_of_a_cancelled_answer_and_no_worker_is_killed():
+    environment = {"TEENGINED_WORKER__STOP_TIMEOUT": "200ms"}
+    with (
+        RunningDaemon(worker_arguments=', "--step-seconds", "0.8"', environment=environment) as running,
+        running.client() as client,
+    ):
+        running.load(client)
+        before = pids(client)
+        with contextlib.closing(client.generate(ask("abc"))) as events:
+            next(events)
+
+        client.unload("bytes")
+
+        assert pids(client) == before
+
+
+def test_model_that_is_being_unloaded_stays_so_when_its_worker_comes_back():
+    async def story(running: RunningDaemon) -> str:
+        async with AsyncClient(running.endpoint) as client:
+            loaded = await client.load(LoadModel(plan=PlanModel(model="bytes")))
+            os.kill(next(d.worker_pid for d in (await client.status()).devices if d.worker_pid), signal.SIGKILL)
+            while (await client.deployments()).deployments[0].state != "loading":  # noqa: ASYNC110 - across processes
+                await asyncio.sleep(0.01)
+            events = client.generate(ask("abc", max_tokens=200))
+            await anext(events)
+            unloading = asyncio.create_task(client.unload(loaded.deployment.model))
+            await anext(events)
+            state = (await client.deployments()).deployments[0].state
+            async for _ in events:
+                pass
+            await unloading
+            return state
+
+    with RunningDaemon(
+        worker_arguments=', "--step-seconds", "0.005"', environment={"TEENGINED_WORKER__RESTART_DELAY": "500ms"}
+    ) as running:
+        assert asyncio.run(story(running)) == "unloading"

@@ -40,6 +40,13 @@ class LosesOne(SchedulingPolicy):
         return [view.id for view in sequences][1:]
 
 
+class Raises(SchedulingPolicy):
+    name = "raises"
+
+    def order(self, sequences, now_seconds):
+        raise ZeroDivisionError("of its own")
+
+
 def scheduler(num_slots: int = 2, max_waiting: int = 8, max_step_tokens: int = 8) -> Scheduler:
     limits = SchedulerLimits(num_slots=num_slots, max_waiting=max_waiting, max_step_tokens=max_step_tokens)
     return Scheduler(ByArrival(), limits)
@@ -305,3 +312,10 @@ def test_random_schedules_end_every_request_exactly_once(part: int, seed: int):
         assert sorted(story.ended) == sorted(story.submitted)
         assert story.known == {}
         assert (story.machine.num_running, story.machine.num_waiting) == (0, 0)
+
+
+def test_policy_that_raises_is_an_error_that_names_it():
+    machine = Scheduler(Raises(), SchedulerLimits(num_slots=1, max_waiting=1, max_step_tokens=1))
+
+    with pytest.raises(PluginError, match=r"'raises' failed: ZeroDivisionError\('of its own'\)"):
+        machine.handle(submitted(1), 0.0)

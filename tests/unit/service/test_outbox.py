@@ -30,14 +30,14 @@ def put(outbox: Outbox, content: bytes, final: bool = False) -> Sent:
 def test_message_goes_out_at_once_where_there_is_room():
     wire = Wire()
 
-    assert put(Outbox(send=wire.send, max_pending=2), b"a") is Sent.HANDED_OVER
+    assert put(Outbox(send=wire.send, max_pending=2, max_final=1), b"a") is Sent.HANDED_OVER
     assert wire.sent == [b"a"]
 
 
 def test_messages_wait_in_order_and_follow_when_there_is_room():
     async def story() -> list[bytes]:
         wire = Wire()
-        outbox = Outbox(send=wire.send, max_pending=2)
+        outbox = Outbox(send=wire.send, max_pending=2, max_final=1)
         wire.error = zmq.Again()
         put(outbox, b"a")
         wire.error = None
@@ -52,19 +52,20 @@ def test_client_beyond_its_bound_is_too_slow_but_still_gets_its_final_messages()
     async def story() -> list[Sent]:
         wire = Wire()
         wire.error = zmq.Again()
-        outbox = Outbox(send=wire.send, max_pending=2)
+        outbox = Outbox(send=wire.send, max_pending=2, max_final=1)
         outcomes = [put(outbox, b"a"), put(outbox, b"b"), put(outbox, b"c"), put(outbox, b"end", final=True)]
+        outcomes.append(put(outbox, b"one more", final=True))
         outbox.close()
         return outcomes
 
-    assert asyncio.run(story()) == [Sent.WAITING, Sent.WAITING, Sent.TOO_SLOW, Sent.WAITING]
+    assert asyncio.run(story()) == [Sent.WAITING, Sent.WAITING, Sent.TOO_SLOW, Sent.WAITING, Sent.TOO_SLOW]
 
 
 def test_client_that_left_is_forgotten_with_all_that_waited():
     async def story() -> tuple[Sent, int]:
         wire = Wire()
         wire.error = zmq.Again()
-        outbox = Outbox(send=wire.send, max_pending=2)
+        outbox = Outbox(send=wire.send, max_pending=2, max_final=1)
         put(outbox, b"a")
         wire.error = zmq.ZMQError(zmq.EHOSTUNREACH)
         await empty(outbox)
