@@ -60,7 +60,9 @@ async def _run(inventory: Inventory, directories: Directories) -> None:
     logger.info("ready: pid %d listens on %s", os.getpid(), daemon.endpoint)
     waiting = asyncio.create_task(draining.wait())
     try:
-        await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
+        if serving in done:
+            serving.result()  # a server that ended by itself failed, and systemd must hear of it
         notifier.stopping("finishing what runs")
         await _drain(daemon, stopping, inventory.loaded.config.daemon.drain_timeout)
     finally:

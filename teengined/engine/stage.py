@@ -1,5 +1,6 @@
 """One opened stage in a worker: its weights, its model, its sequences' KV, and its ends of the transports."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ __all__ = ["OpenedStage"]
 
 # An activation without rows tells the next stage that the step failed here, so that it need not wait out its deadline.
 _FAILED_STEP = torch.empty(0)
+# The ring of a healthy transport has a free slot at once; a dead one is not worth the deadline of a step.
+_TELL_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +126,17 @@ class OpenedStage:
         try:
             return self._run(step)
         except BaseException:
-            if self._sender is not None:
-                self._sender.send(step.step, _FAILED_STEP, timeout_seconds=self._order.timeout_seconds)
+            self._tell_next_stage(step)
             raise
+
+    def _tell_next_stage(self, step: RunStep) -> None:
+        """Pass the failure on. A neighbour that cannot be reached notices by itself, and must not hide the cause."""
+        if self._sender is None:
+            return
+        try:
+            self._sender.send(step.step, _FAILED_STEP, timeout_seconds=_TELL_SECONDS)
+        except TransportError as error:
+            logger.warning("the next stage was not told that step %d failed: %s", step.step, error.message)
 
     def _run(self, step: RunStep) -> StepDone:
         assert self._model is not None, "a step came before the stage was open"

@@ -29,7 +29,8 @@ __all__ = ["StageThread"]
 
 logger = logging.getLogger(__name__)
 
-# The daemon keeps a few steps in flight for each stage; this many waiting means that it has lost count.
+# The daemon keeps one step in flight for each stage, and forgets sequences between them; this many waiting means that
+# it has lost count.
 _MAX_WAITING_ORDERS = 256
 # Progress is for people: more often than this a message costs more than it tells.
 _PROGRESS_STEP_BYTES = 16 << 20

@@ -3,7 +3,8 @@
 import asyncio
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from teengined.core.device import DeviceSpec
 from teengined.core.errors import DeadlineExceeded, RequestError
@@ -14,10 +15,14 @@ from teengined.interfaces.registry import PluginRegistry
 from teengined.modelpack.store import PackageStore
 from teengined.placement.inputs import PlanningInput
 from teengined.protocol.messages import LoadProgress, PlanModel, Profiles
+from teengined.service.planning_threads import PlanningThreads
 from teengined.service.profiles import ProfileStore
 from teengined.service.settings import Config
 
 __all__ = ["Planned", "Planner"]
+
+# Plans take milliseconds; more than this at once are policies that do not return.
+_NUM_THREADS = 4
 
 OnProgress = Callable[[LoadProgress], None]
 
@@ -43,6 +48,7 @@ class Planner:
     store: PackageStore
     profiles: ProfileStore
     specs: tuple[DeviceSpec, ...]
+    threads: PlanningThreads = field(default_factory=lambda: PlanningThreads(_NUM_THREADS))
 
     async def plan(self, request: PlanModel, reserved: Mapping[str, int], on_progress: OnProgress) -> Planned:
         """Return a plan beside the bytes that other deployments have `reserved` by device id.
@@ -62,7 +68,7 @@ class Planner:
 
         try:
             async with asyncio.timeout(self.config.planning.plan_timeout):
-                made = await asyncio.to_thread(plan, planning, policy)
+                made = await self.threads.run(partial(plan, planning, policy))
         except TimeoutError as error:
             seconds = self.config.planning.plan_timeout
             raise DeadlineExceeded(f"policy {policy.name!r} gave no plan within {seconds:g} s") from error
@@ -76,7 +82,7 @@ class Planner:
 
         try:
             async with asyncio.timeout(self.config.planning.plan_timeout):
-                return await asyncio.to_thread(suggestions, planned.planning, planned.policy, planned.plan)
+                return await self.threads.run(partial(suggestions, planned.planning, planned.policy, planned.plan))
         except TimeoutError:
             return ()
 

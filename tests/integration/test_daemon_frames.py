@@ -113,21 +113,21 @@ def test_same_call_number_twice_at_once_is_refused(raw: zmq.Socket, daemon: Runn
 
 
 def test_too_many_calls_of_one_client_are_refused(daemon: RunningDaemon, raw: zmq.Socket):
-    request = Generate(model="bytes", prompt="ab", sampling=SamplingParams(max_tokens=1000))
+    # Short answers: this client reads on a busy machine, and must not be cut off for reading too slowly.
+    request = Generate(model="bytes", prompt="ab", sampling=SamplingParams(max_tokens=60))
     for correlation in range(20, 24):
         raw.send_multipart(encode(Envelope(correlation=correlation, message=request), CLIENT_MESSAGES, CodecLimits()))
 
-    refused = None
+    refusals: dict[int, str] = {}
     open_calls = {20, 21, 22, 23}
     while open_calls:
         envelope = decode(raw.recv_multipart(), CLIENT_MESSAGES, CodecLimits())
         if isinstance(envelope.message, ErrorReply):
-            refused = envelope
+            refusals[envelope.correlation] = envelope.message.code
         if type(envelope.message).__name__ in ("Finished", "ErrorReply"):
             open_calls.discard(envelope.correlation)
 
-    assert refused is not None
-    assert (refused.correlation, refused.message.code) == (23, "queue_full")
+    assert refusals == {23: "queue_full"}
 
 
 def test_client_refuses_to_send_what_the_daemon_would_not_take(daemon: RunningDaemon):

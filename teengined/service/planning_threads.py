@@ -1,0 +1,45 @@
+"""Threads for planning alone: a policy plugin may never return, and must not cost listings or the daemon's end.
+
+The loop's own executor is joined when the daemon ends, and shared with tokenizing and reading; these are neither.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+__all__ = ["PlanningThreads"]
+
+T = TypeVar("T")
+
+
+class PlanningThreads:
+    """Runs functions in threads that nothing waits for at the end of the process."""
+
+    def __init__(self, num_threads: int) -> None:
+        """Allow `num_threads` at once; a function that never returns keeps its place for ever."""
+        self._free = asyncio.Semaphore(num_threads)
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Return what `function` returns, or raise what it raises. Cancelling the wait does not stop the function."""
+        await self._free.acquire()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+
+        def work() -> None:
+            try:
+                settle = partial(answer.set_result, function())
+            except BaseException as error:  # noqa: BLE001 - handed to the one who waits
+                settle = partial(answer.set_exception, error)
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever waited
+                loop.call_soon_threadsafe(self._settle, answer, settle)
+
+        threading.Thread(target=work, name="planning", daemon=True).start()
+        return await answer
+
+    def _settle(self, answer: "asyncio.Future[T]", settle: Callable[[], None]) -> None:
+        self._free.release()
+        if not answer.done():  # else nobody waits any more
+            settle()

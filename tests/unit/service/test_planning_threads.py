@@ -1,0 +1,43 @@
+import asyncio
+import threading
+
+import pytest
+
+from teengined.service.planning_threads import PlanningThreads
+
+
+def test_what_the_function_returns_comes_back():
+    async def ask() -> int:
+        return await PlanningThreads(1).run(lambda: 7)
+
+    assert asyncio.run(ask()) == 7
+
+
+def test_what_the_function_raises_comes_back():
+    def fail() -> None:
+        raise LookupError("no plan")
+
+    with pytest.raises(LookupError, match="no plan"):
+        asyncio.run(PlanningThreads(1).run(fail))
+
+
+def test_a_function_that_does_not_return_costs_one_place_and_not_the_end_of_the_loop():
+    never = threading.Event()
+
+    async def ask() -> int:
+        threads = PlanningThreads(2)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await threads.run(never.wait)
+        return await threads.run(lambda: 7)
+
+    assert asyncio.run(ask()) == 7
+    never.set()
+
+
+def test_places_are_given_back():
+    async def ask() -> list[int]:
+        threads = PlanningThreads(1)
+        return [await threads.run(lambda: number) for number in range(5)]  # noqa: B023 - each is awaited before the next
+
+    assert asyncio.run(ask()) == [0, 1, 2, 3, 4]
