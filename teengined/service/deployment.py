@@ -8,7 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from teengined.core.errors import DeadlineExceeded, PluginError, TeengineError, WorkerLost, error_class
+from teengined.core.errors import (
+    DeadlineExceeded,
+    DriverError,
+    PackageError,
+    PluginError,
+    TeengineError,
+    TransportError,
+    WorkerLost,
+    error_class,
+)
 from teengined.core.model import ModelManifest
 from teengined.core.request import FinishReason, SamplingParams
 from teengined.protocol.messages import Deployment, TokenChunk
@@ -38,6 +47,9 @@ from teengined.service.workers import WorkerPool
 __all__ = ["LoadedModel", "Submission"]
 
 logger = logging.getLogger(__name__)
+
+# Errors after which a stage cannot take another step: its weights, its device or its neighbour are not as they were.
+_BREAKING = (PackageError, DriverError, TransportError, DeadlineExceeded)
 
 _TICK_SECONDS = 0.5
 
@@ -294,7 +306,8 @@ class LoadedModel:
             return
         if message.step != step.run.step:
             return
-        step.error = step.error or error  # The first stage to fail knows why; the others only that it did.
+        if step.error is None or isinstance(step.error, TransportError):
+            step.error = error  # A stage that failed knows why; its neighbours only that it did.
         step.reported.add(self.stages.index_of(device_id))
         self._finish_step(step)
 
@@ -307,6 +320,9 @@ class LoadedModel:
             self._feed(StepCompleted(step=step.run.step, tokens=step.tokens))
             return
         logger.error("%s: step %d failed: %s", self.name, step.run.step, step.error.message)
+        if isinstance(step.error, _BREAKING):
+            self._begin_recovery(step.error)
+            return
         self._feed(StepFailed(step=step.run.step, error=step.error))
 
     def _over(self, step: _StepInFlight) -> None:

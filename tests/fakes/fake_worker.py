@@ -40,7 +40,7 @@ from teengined.protocol.worker_messages import (
     WorkerHello,
 )
 
-DIE, HANG, FAIL, FREEZE = 1, 2, 3, 4
+DIE, HANG, FAIL, FREEZE, BREAK = 1, 2, 3, 4, 5
 STREAMED_BYTES = 1000
 
 
@@ -140,7 +140,7 @@ class FakeWorker:
         key = (step.deployment_id, part.sequence_id)
         known, num_prompt = self.known[key], self.prompts[key]
         num_answered = len(known) - num_prompt
-        if num_answered == 2 and known[0] in (DIE, HANG, FAIL, FREEZE):
+        if num_answered == 2 and known[0] in (DIE, HANG, FAIL, FREEZE, BREAK):
             self.misbehave(known[0], step)
             return None
         return known[num_answered % num_prompt]
@@ -152,9 +152,11 @@ class FakeWorker:
             os.kill(os.getpid(), signal.SIGSTOP)
         elif how == FAIL:
             self.fail(step.deployment_id, step.step, "this step was meant to fail")
+        elif how == BREAK:
+            self.fail(step.deployment_id, step.step, "the package changed on disk", code="package_invalid")
 
-    def fail(self, deployment_id: str, step: int | None, message: str) -> None:
-        error = WorkerError(deployment_id=deployment_id, step=step, code="internal", message=message, hint="")
+    def fail(self, deployment_id: str, step: int | None, message: str, code: str = "internal") -> None:
+        error = WorkerError(deployment_id=deployment_id, step=step, code=code, message=message, hint="")
         self.send(error)
 
 

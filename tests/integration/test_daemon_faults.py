@@ -17,13 +17,14 @@ from teengined.core.errors import (
     DriverError,
     InternalError,
     PackageCorrupt,
+    PackageError,
     PluginError,
     QueueFull,
     WorkerLost,
 )
 from teengined.core.request import SamplingParams
 from teengined.protocol.messages import Accepted, Generate, LoadModel, PlanModel, TokenChunk
-from tests.fakes.fake_worker import DIE, FAIL, FREEZE, HANG
+from tests.fakes.fake_worker import BREAK, DIE, FAIL, FREEZE, HANG
 from tests.fakes.running_daemon import RunningDaemon, wait_until
 
 pytestmark = pytest.mark.system
@@ -127,6 +128,16 @@ def test_step_that_fails_fails_its_request_only(client: Client):
 
     with pytest.raises(InternalError, match=r"cpu:1: this step was meant to fail"):
         answer(client, chr(FAIL) + "bc")
+
+    assert answer(client, "abc") == "abcabc"
+    assert pids(client) == before
+
+
+def test_stage_that_lost_its_package_is_opened_again(client: Client):
+    before = pids(client)
+
+    with pytest.raises(PackageError, match=r"the package changed on disk"):
+        answer(client, chr(BREAK) + "bc")
 
     assert answer(client, "abc") == "abcabc"
     assert pids(client) == before
