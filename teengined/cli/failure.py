@@ -1,5 +1,6 @@
 """A failure as the user sees it: `error:` and `hint:` on standard error, and an exit code for scripts."""
 
+import errno
 import os
 import shlex
 import signal
@@ -10,7 +11,7 @@ from typing import TextIO
 
 import click
 
-from teengined.core.errors import InternalError, TeengineError
+from teengined.core.errors import DiskFull, InternalError, TeengineError
 
 __all__ = ["BROKEN_PIPE", "INTERRUPTED", "lines_of", "report", "say_error"]
 
@@ -44,6 +45,9 @@ def lines_of(error: BaseException, words: Sequence[str] = ()) -> tuple[str, str,
         return error.format_message(), f"{path} --help", _USAGE
     if isinstance(error, click.ClickException):
         return error.format_message(), "", error.exit_code
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "free some space, or write elsewhere"
+        return f"the output cannot be written: {error.strerror}", hint, DiskFull.exit_code
     again = shlex.join(["teengine", "--debug", *(word for word in words if word != "--debug")])
     return f"internal error: {type(error).__name__}: {error}", again, InternalError.exit_code
 

@@ -16,6 +16,8 @@ Colour = Literal["auto", "always", "never"]
 
 # A status or a list answers in milliseconds; a plan of a large model may take two seconds.
 DEFAULT_TIMEOUT_SECONDS = 30.0
+# A day. Poll timeouts overflow somewhere above it.
+LONGEST_TIMEOUT_SECONDS = 86_400.0
 
 
 @dataclass(slots=True)
@@ -48,6 +50,8 @@ def invocation_of(context: click.Context) -> Invocation:
 
 
 def _remember(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    if value != value:  # NaN is in every range, and a wait for it never ends.
+        raise click.BadParameter(f"{value} is not a number", context, parameter)
     if parameter.name and value not in (None, False):
         setattr(invocation_of(context), parameter.name, value)
 
@@ -65,7 +69,7 @@ def shared_options(*, hidden: bool) -> list[click.Option]:
         ),
         click.Option(
             ["--timeout", "timeout_seconds"],
-            type=click.FloatRange(min=0, min_open=True),
+            type=click.FloatRange(min=0, max=LONGEST_TIMEOUT_SECONDS, min_open=True),
             metavar="SECONDS",
             help=f"Longest wait for the daemon's next word; default {DEFAULT_TIMEOUT_SECONDS:g}.",
             expose_value=False,

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import msgpack
 
-from teengined.core.errors import MessageTooLarge, ProtocolError, UnknownVersion
+from teengined.core.errors import MessageTooLarge, ProtocolError, RequestError, UnknownVersion
 from teengined.core.records import RecordError, from_mapping, to_mapping
 
 __all__ = ["HEADER", "PROTOCOL_VERSION", "CodecLimits", "Envelope", "correlation_of", "decode", "encode"]
@@ -45,15 +45,25 @@ def encode(envelope: Envelope, tags: Mapping[str, type], limits: CodecLimits) ->
 
     Raises:
         MessageTooLarge: it would be refused by a receiver with the same limits; nothing may be sent.
+        RequestError: a number needs more than 64 bits, or a text is not Unicode.
     """
     tag = next(tag for tag, cls in tags.items() if cls is type(envelope.message))
-    body = msgpack.packb([envelope.correlation, tag, to_mapping(envelope.message)])
+    body = _pack([envelope.correlation, tag, to_mapping(envelope.message)], tag)
     if len(body) > limits.max_message_bytes:
         raise MessageTooLarge(
             f"message {tag} has {len(body)} bytes; the limit is {limits.max_message_bytes}",
             hint="send less at once, or raise protocol.max_message on both sides",
         )
     return [HEADER, body]
+
+
+def _pack(content: list[Any], tag: str) -> bytes:
+    try:
+        return msgpack.packb(content)
+    except OverflowError as error:
+        raise RequestError(f"{tag}: a number is out of range", hint="whole numbers have at most 64 bits") from error
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{tag}: a text is not valid Unicode", hint="send text in UTF-8") from error
 
 
 def decode(frames: Sequence[bytes], tags: Mapping[str, type], limits: CodecLimits) -> Envelope:

@@ -44,7 +44,7 @@ class TextCodec:
 
     def encode(self, prompt: str) -> tuple[int, ...]:
         """Return the token ids of raw text, with the special tokens that the model expects around it."""
-        return tuple(self._tokenizer.encode(prompt, add_special_tokens=True).ids)
+        return self._ids(prompt, add_special_tokens=True)
 
     def encode_chat(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
         """Return the token ids of a conversation through the chat template.
@@ -55,11 +55,16 @@ class TextCodec:
         if self._template is None:
             self._template = self._compile()
         text = self._template.render(messages)
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return self._ids(text, add_special_tokens=False)
 
     def detokenizer(self) -> Detokenizer:
         """Return a fresh fold for one answer. Special tokens have no text."""
         return Detokenizer(lambda token_ids: cast("str", self._tokenizer.decode(list(token_ids))))
+
+    def _ids(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        # Of the library's calls only those for batches let other threads run: a long prompt would halt every stream.
+        encoding = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
+        return tuple(encoding.ids)
 
     def _compile(self) -> Any:
         if self._template_source is None:

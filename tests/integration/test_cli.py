@@ -26,7 +26,7 @@ def daemon() -> Iterator[RunningDaemon]:
         yield running
 
 
-def teengine(daemon: RunningDaemon, *words: str, stdin: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
+def teengine(daemon: RunningDaemon, *words: str | bytes, stdin: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
     environment = {**os.environ, "TEENGINE_HOST": daemon.endpoint}
     return subprocess.run([*TEENGINE, *words], input=stdin, env=environment, capture_output=True, timeout=SECONDS)
 
@@ -61,6 +61,10 @@ def test_verbose_tells_timings_apart_from_the_answer(daemon):
         (("run", "nothing", "hi"), 4, b"hint: "),
         (("show", "nothing"), 4, b"error: no model named 'nothing'"),
         (("plan", "bytes", "--context", "9999999"), 2, b"error: "),
+        (("plan", "bytes", "--context", "9" * 30), 2, b"error: plan_model: a number is out of range"),
+        (("load", "bytes", "--name", "a\nb \x1b[31m"), 2, b"cannot name a model"),
+        (("load", "bytes", "--name", "../again"), 2, b"cannot name a model"),
+        (("run", "bytes", b"\xff"), 2, b"error: generate: a text is not valid Unicode"),
         (("plan", "bytes", "--device", "cpu:7"), 2, b"cpu:7"),
         (("plan", "bytes", "--policy", "fairest"), 78, b"fairest"),
         (("rm", "nothing"), 4, b"hint: "),

@@ -72,6 +72,13 @@ def test_characters_cut_across_tokens_arrive_whole(client: Client):
     assert [chunk.text for chunk in chunks[:6]] == ["", "é", "", "", "", "😀"]
 
 
+def test_prompt_longer_than_the_context_is_to_be_shortened(client: Client):
+    with pytest.raises(ContextTooLong) as caught:
+        list(client.generate(ask("a" * 5000, max_tokens=1)))
+
+    assert caught.value.hint.startswith("shorten the prompt")
+
+
 def test_character_that_never_becomes_whole_is_told_at_the_end(client: Client):
     _, chunks, finished = complete(client.generate(ask("😀", max_tokens=5)))
 

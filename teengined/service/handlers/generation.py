@@ -82,10 +82,12 @@ def _check_context(model: LoadedModel, prompt: tuple[int, ...], sampling: Sampli
     context_tokens = model.stages.plan.context_tokens
     needed = len(prompt) + sampling.max_tokens
     if needed > context_tokens:
+        room = context_tokens - len(prompt)
+        ask = f"ask for at most {room} tokens" if room > 0 else "shorten the prompt"
         raise ContextTooLong(
             f"{len(prompt)} prompt tokens and max_tokens {sampling.max_tokens} make {needed}; "
             f"{model.name} is loaded with a context of {context_tokens}",
-            hint=f"ask for at most {max(0, context_tokens - len(prompt))} tokens, or load it with a larger --context",
+            hint=f"{ask}, or load it with a larger --context",
         )
 
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from teengined.modelpack.naming import check_name
 from teengined.protocol import messages as wire
 from teengined.service.context import ServiceContext
 from teengined.service.server import Call
@@ -36,6 +37,8 @@ async def list_deployments(context: ServiceContext, _call: Call, _message: wire.
 async def load_model(context: ServiceContext, call: Call, message: wire.LoadModel) -> wire.Loaded:
     """Load; goes on when the caller leaves, so that a closed terminal does not undo an hour of reading."""
     context.deployments.check_open()
+    if message.name:
+        check_name(message.name)
     return await _lasting_beyond_caller(context.deployments.load(message, call.stream))
 
 

@@ -1,3 +1,4 @@
+import errno
 import io
 
 import click
@@ -42,6 +43,13 @@ def test_what_nobody_expected_is_told_without_a_traceback_and_how_to_see_it():
     assert code == 1
     assert text.startswith("error: internal error: ZeroDivisionError: division by zero\n")
     assert "hint: teengine --debug show 'my model'" in text
+
+
+def test_full_disk_behind_the_output_is_no_internal_error():
+    code, text = told(OSError(errno.ENOSPC, "No space left on device"))
+
+    assert code == 7
+    assert text.startswith("error: the output cannot be written: No space left on device\n")
 
 
 def test_debug_shows_the_traceback_first():

@@ -78,6 +78,16 @@ def test_no_daemon_is_exit_code_3_with_the_way_to_start_one(tmp_path):
     assert ran.stdout == b""
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf", "1e300", "0", "-1"])
+def test_a_timeout_that_never_ends_is_a_wrong_use(seconds):
+    ran = subprocess.run(
+        [sys.executable, "-m", "teengined.cli.main", "--timeout", seconds, "ps"], capture_output=True, timeout=30
+    )
+
+    assert ran.returncode == 2
+    assert b"error: Invalid value for '--timeout'" in ran.stderr
+
+
 def test_a_closed_pipe_ends_the_command_quietly():
     ran = subprocess.run(
         ["bash", "-c", f"{sys.executable} -m teengined.cli.main completion zsh | true; echo ${{PIPESTATUS[0]}}"],

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teengined.core.errors import MessageTooLarge, ProtocolError, UnknownVersion
+from teengined.core.errors import MessageTooLarge, ProtocolError, RequestError, UnknownVersion
 from teengined.protocol.codec import HEADER, CodecLimits, Envelope, correlation_of, decode, encode
 from teengined.protocol.messages import CLIENT_MESSAGES
 from teengined.protocol.worker_messages import WORKER_MESSAGES
@@ -44,6 +44,12 @@ def test_message_comes_back_with_its_correlation() -> None:
 
 def test_missing_field_takes_its_default() -> None:
     assert decode(body([0, "note", {"text": "a"}]), TAGS, LIMITS).message == Note(text="a", copies=1)
+
+
+@pytest.mark.parametrize(("note", "told"), [(Note(text="\udcff"), "Unicode"), (Note(text="", copies=2**64), "range")])
+def test_what_no_message_can_hold_is_refused_before_sending(note: Note, told: str) -> None:
+    with pytest.raises(RequestError, match=f"note: .*{told}"):
+        encode(Envelope(correlation=1, message=note), TAGS, LIMITS)
 
 
 @given(st.lists(st.binary(max_size=200), max_size=4))
