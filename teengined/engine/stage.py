@@ -21,6 +21,7 @@ from teengined.models.stage_model import StageModel
 from teengined.protocol.worker_messages import OpenStage, RunStep, SampledToken, SequenceStep, StepDone
 from teengined.weights.options import StreamOptions
 from teengined.weights.stage_weights import StageWeights
+from teengined.weights.statistics import StreamStatistics
 
 __all__ = ["OpenedStage"]
 
@@ -34,11 +35,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Timing:
-    """Clock and counters at the start of a step's own work."""
+    """The clock and the time lost waiting, at the start of a step's own work."""
 
     start_seconds: float
     stall_seconds: float
-    streamed_bytes: int
 
 
 class OpenedStage:
@@ -54,6 +54,7 @@ class OpenedStage:
         self._sender: Sender | None = None
         self._weights: StageWeights | None = None
         self._model: StageModel | None = None
+        self._told = StreamStatistics()
 
     def open(self, on_progress: Callable[[int, int], None]) -> None:
         """Listen, read the resident units, build the model, then connect to the next stage.
@@ -98,6 +99,7 @@ class OpenedStage:
         self._weights.open(on_progress)
         if order.verify:
             self._read_every_group(self._weights)
+        self._told = self._weights.statistics
         self._model = StageModel(
             skeleton=skeleton,
             manifest=manifest,
@@ -196,16 +198,20 @@ class OpenedStage:
             for sequence, logits_V in zip(sequences, logits_WV, strict=True)
         )
 
-    def _mark(self) -> _Timing:
+    def _statistics(self) -> StreamStatistics:
         assert self._weights is not None
-        statistics = self._weights.statistics
-        return _Timing(time.perf_counter(), statistics.stall_seconds, statistics.streamed_bytes)
+        return self._weights.statistics
+
+    def _mark(self) -> _Timing:
+        statistics = self._statistics()
+        return _Timing(time.perf_counter(), statistics.stall_seconds)
 
     def _done(self, step: RunStep, tokens: tuple[SampledToken, ...], before: _Timing) -> StepDone:
         self._device.synchronize()
         after = self._mark()
         seconds = after.start_seconds - before.start_seconds
         stall_seconds = after.stall_seconds - before.stall_seconds
+        told, self._told = self._told, self._statistics()
         return StepDone(
             deployment_id=self._order.deployment_id,
             stage_index=self._order.stage.index,
@@ -214,7 +220,8 @@ class OpenedStage:
             seconds=seconds,
             compute_seconds=max(0.0, seconds - stall_seconds),
             stall_seconds=stall_seconds,
-            streamed_bytes=after.streamed_bytes - before.streamed_bytes,
+            streamed_bytes=self._told.streamed_bytes - told.streamed_bytes,
+            read_seconds=self._told.read_seconds - told.read_seconds,
         )
 
 

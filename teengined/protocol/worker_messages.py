@@ -142,6 +142,8 @@ class StepDone:
     stall_seconds: float
     """Waiting for streamed units."""
     streamed_bytes: int
+    read_seconds: float = 0.0
+    """Time since the last step in which streamed units were being read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

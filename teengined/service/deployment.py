@@ -70,6 +70,7 @@ class _StepInFlight:
     run: Run
     deadline: asyncio.TimerHandle
     reported: set[int] = field(default_factory=set[int])
+    parts: list[StepDone] = field(default_factory=list[StepDone])
     tokens: tuple[SampledToken, ...] = ()
     """What the last stage drew."""
     error: TeengineError | None = None
@@ -286,6 +287,7 @@ class LoadedModel:
             return
         self.pool.note_progress(device_id)
         step.reported.add(self.stages.index_of(device_id))
+        step.parts.append(done)
         share = done.streamed_bytes / len(step.run.sequences)
         for part in step.run.sequences:
             if answer := self._answers.get(part.sequence_id):
@@ -317,6 +319,7 @@ class LoadedModel:
             return
         self._over(step)
         if step.error is None:
+            self.speed.learn(step.parts, sum(len(part.token_ids) for part in step.run.sequences))
             self._feed(StepCompleted(step=step.run.step, tokens=step.tokens))
             return
         logger.error("%s: step %d failed: %s", self.name, step.run.step, step.error.message)

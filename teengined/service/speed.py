@@ -1,12 +1,16 @@
 """How fast a deployment answers, and how fast it could."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from teengined.core.plan import Plan
 from teengined.core.request import Usage
+from teengined.protocol.worker_messages import StepDone
 
 __all__ = ["SpeedMeter"]
 
+# A rate over less time than this is noise.
+_LEAST_READ_SECONDS = 0.2
 # Weight of the newest answer in the running mean.
 _NEWEST = 0.3
 
@@ -20,11 +24,25 @@ class SpeedMeter:
     num_completed: int = 0
     tokens_per_second: float = 0.0
     compute_seconds: float = field(init=False)
-    """Predicted compute of one token through all stages."""
+    """Compute of one token through all stages: as predicted, or the least that a step took, if that was less."""
+    _read_bytes: dict[int, int] = field(default_factory=dict[int, int])
+    _read_seconds: dict[int, float] = field(default_factory=dict[int, float])
 
     def __post_init__(self) -> None:
         """Sum the plan's stages."""
         self.compute_seconds = sum(stage.cost.compute_seconds for stage in self.plan.stages)
+
+    def learn(self, parts: Sequence[StepDone], num_tokens: int) -> None:
+        """Take from a step what shows that the machine is faster than when it was measured: a bound must be one."""
+        for part in parts:
+            index = part.stage_index
+            self._read_bytes[index] = self._read_bytes.get(index, 0) + part.streamed_bytes
+            self._read_seconds[index] = self._read_seconds.get(index, 0.0) + part.read_seconds
+            if self._read_seconds[index] > _LEAST_READ_SECONDS:
+                rate = self._read_bytes[index] / self._read_seconds[index]
+                self.disk_bytes_per_second = max(self.disk_bytes_per_second, rate)
+        if num_tokens == 1:
+            self.compute_seconds = min(self.compute_seconds, sum(part.compute_seconds for part in parts))
 
     @property
     def bound_tokens_per_second(self) -> float:

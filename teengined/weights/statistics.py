@@ -15,3 +15,5 @@ class StreamStatistics:
     """Time `acquire` blocked because a group was not there yet."""
     reads: int = 0
     """Read requests made of the operating system for streamed bytes."""
+    read_seconds: float = 0.0
+    """Time with at least one group of the ring being read: streamed bytes / this is the rate that the disk gave."""
