@@ -33,14 +33,21 @@ class SpeedMeter:
         self.compute_seconds = sum(stage.cost.compute_seconds for stage in self.plan.stages)
 
     def learn(self, parts: Sequence[StepDone], num_tokens: int) -> None:
-        """Take from a step what shows that the machine is faster than when it was measured: a bound must be one."""
+        """Take from a step what shows that the machine is faster than when it was measured: a bound must be one.
+
+        Stages may read at the same time, so the disk can give at least the largest and at most the sum of their rates.
+        The sum is taken: it understates our share of the bound where they read in turns, and never flatters it.
+        """
         for part in parts:
             index = part.stage_index
             self._read_bytes[index] = self._read_bytes.get(index, 0) + part.streamed_bytes
             self._read_seconds[index] = self._read_seconds.get(index, 0.0) + part.read_seconds
-            if self._read_seconds[index] > _LEAST_READ_SECONDS:
-                rate = self._read_bytes[index] / self._read_seconds[index]
-                self.disk_bytes_per_second = max(self.disk_bytes_per_second, rate)
+        rate = sum(
+            self._read_bytes[index] / seconds
+            for index, seconds in self._read_seconds.items()
+            if seconds > _LEAST_READ_SECONDS
+        )
+        self.disk_bytes_per_second = max(self.disk_bytes_per_second, rate)
         if num_tokens == 1:
             self.compute_seconds = min(self.compute_seconds, sum(part.compute_seconds for part in parts))
 

@@ -141,6 +141,7 @@ class StageWeights:
             streamed_bytes=ring.streamed_bytes + sum(row.read_bytes for row in rows),
             stall_seconds=ring.stall_seconds,
             reads=ring.reads + sum(row.num_reads for row in rows),
+            read_seconds=ring.read_seconds,
         )
 
     def close(self) -> None:

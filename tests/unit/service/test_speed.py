@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from teengined.core.plan import Objective, Plan, Stage, StageCost
@@ -66,6 +68,15 @@ def test_a_disk_that_reads_faster_than_it_was_measured_raises_the_bound():
     speed = meter(compute_seconds=0.1, streamed_bytes=100, disk=100.0)
 
     speed.learn([done(streamed_bytes=400, read_seconds=1.0)], num_tokens=1)
+
+    assert speed.disk_bytes_per_second == 400.0
+
+
+def test_stages_that_read_side_by_side_share_the_disk():
+    speed = meter(compute_seconds=0.1, streamed_bytes=100, disk=100.0)
+    first = done(streamed_bytes=200, read_seconds=1.0)
+
+    speed.learn([first, replace(first, stage_index=1)], num_tokens=1)
 
     assert speed.disk_bytes_per_second == 400.0
 

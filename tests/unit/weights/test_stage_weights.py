@@ -117,6 +117,7 @@ def test_every_round_moves_the_streamed_bytes_once(tmp_path):
 
     assert 3 * streamed < read <= 3 * streamed + 2 * streamed
     assert weights.statistics.reads >= read // OPTIONS.read_chunk_bytes
+    assert weights.statistics.read_seconds > 0
     weights.close()
 
 
