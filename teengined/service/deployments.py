@@ -163,9 +163,9 @@ class DeploymentSet:
     def _check_room(self, name: str) -> None:
         self.check_open()
         if name in self._models:
-            raise Conflict(
-                f"{name} is {self._models[name].state} already", hint="unload it first, or load it under another name"
-            )
+            state = self._models[name].state
+            first = "wait until `teengine ps` no longer lists it" if state == "unloading" else "unload it first"
+            raise Conflict(f"{name} is {state} already", hint=f"{first}, or load it under another name")
         limit = self.config.limits.max_deployments
         if len(self._models) >= limit:
             raise CapacityError(

@@ -11,6 +11,7 @@ import pytest
 
 from teengined.client import AsyncClient, Client
 from teengined.core.errors import (
+    Conflict,
     DaemonUnreachable,
     DeadlineExceeded,
     DoesNotFit,
@@ -386,3 +387,21 @@ def test_model_that_is_being_unloaded_stays_so_when_its_worker_comes_back():
         worker_arguments=', "--step-seconds", "0.005"', environment={"TEENGINED_WORKER__RESTART_DELAY": "500ms"}
     ) as running:
         assert asyncio.run(story(running)) == "unloading"
+
+
+def test_load_of_a_model_that_is_being_unloaded_says_to_wait():
+    async def story(running: RunningDaemon) -> str:
+        async with AsyncClient(running.endpoint) as client:
+            await client.load(LoadModel(plan=PlanModel(model="bytes")))
+            async with contextlib.aclosing(client.generate(ask("abc", max_tokens=200))) as events:
+                await anext(events)
+                unloading = asyncio.create_task(client.unload("bytes"))
+                while (await client.deployments()).deployments[0].state != "unloading":  # noqa: ASYNC110 - across processes
+                    await asyncio.sleep(0.01)
+                with pytest.raises(Conflict) as caught:
+                    await client.load(LoadModel(plan=PlanModel(model="bytes")))
+            await unloading
+            return caught.value.hint
+
+    with RunningDaemon(worker_arguments=', "--step-seconds", "0.05"') as running:
+        assert asyncio.run(story(running)).startswith("wait until")
