@@ -2,7 +2,6 @@
 
 import difflib
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from teengined.core.errors import Conflict, PackageError, UnknownModel
@@ -12,23 +11,7 @@ from teengined.modelpack.manifest import read_manifest
 from teengined.modelpack.naming import directory_of, name_in
 from teengined.modelpack.workspace import is_abandoned, lock_path, locked, temporary_directories
 
-__all__ = ["PackageStore", "PackageSummary"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackageSummary:
-    """One line of a listing."""
-
-    name: str
-    architecture: str
-    precision: str
-    compute_dtype: str
-    num_parameters: int
-    size_bytes: int
-    """On disk, everything in the package's directory."""
-    modified_seconds: float
-    """When it was converted, seconds since the epoch."""
-    source: str
+__all__ = ["PackageStore"]
 
 
 class PackageStore:
@@ -63,20 +46,6 @@ class PackageStore:
             PackageError: it is damaged.
         """
         return read_manifest(self.path_of(name))
-
-    def summary(self, name: str) -> PackageSummary:
-        """Return what a listing shows. Raises as `manifest`."""
-        manifest = self.manifest(name)
-        return PackageSummary(
-            name=name,
-            architecture=manifest.architecture,
-            precision=manifest.precision,
-            compute_dtype=manifest.compute_dtype,
-            num_parameters=manifest.num_parameters,
-            size_bytes=self.size_bytes(name),
-            modified_seconds=self.modified_seconds(name),
-            source=manifest.source,
-        )
 
     def size_bytes(self, name: str) -> int:
         """Return the bytes that the package takes on the disk."""

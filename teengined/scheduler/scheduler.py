@@ -71,11 +71,6 @@ class Scheduler:
         """Sequences with a slot whose end is not out yet."""
         return sum(sequence.running and not sequence.ended for sequence in self._sequences.values())
 
-    @property
-    def in_flight(self) -> Run | None:
-        """The step that the stages work on."""
-        return self._in_flight
-
     def handle(self, event: Event, now_seconds: float) -> tuple[Instruction, ...]:
         """Take an event in and return what to do, in order. `now_seconds` is monotonic.
 

@@ -47,18 +47,18 @@ def test_names_cannot_lead_out_of_the_store(name: str, store: PackageStore) -> N
         store.remove(name)
 
 
-def test_a_summary_tells_what_a_listing_shows(store: PackageStore) -> None:
-    summary = store.summary("smollm2")
-    assert (summary.name, summary.architecture, summary.precision) == ("smollm2", "llama", "fp32")
-    assert summary.size_bytes > store.manifest("smollm2").size_bytes
-    assert summary.modified_seconds == (store.root / "smollm2" / "manifest.json").stat().st_mtime
+def test_a_package_tells_what_a_listing_shows(store: PackageStore) -> None:
+    manifest = store.manifest("smollm2")
+    assert (manifest.architecture, manifest.precision) == ("llama", "fp32")
+    assert store.size_bytes("smollm2") > manifest.size_bytes
+    assert store.modified_seconds("smollm2") == (store.root / "smollm2" / "manifest.json").stat().st_mtime
 
 
 def test_a_damaged_package_is_listed_and_refused(store: PackageStore) -> None:
     (store.root / "smollm2" / "manifest.json").write_text("{}")
     assert "smollm2" in store.names()
     with pytest.raises(PackageError, match="smollm2"):
-        store.summary("smollm2")
+        store.manifest("smollm2")
 
 
 def test_removing_frees_the_bytes_and_leaves_the_others(store: PackageStore) -> None:
