@@ -160,6 +160,9 @@ class DriverContract:
         device.close()
         device.close()
 
+        with pytest.raises(DriverError):
+            device.allocate(4096)
+
     def test_closed_device_refuses_everything(self, driver: Driver) -> None:
         device = open_device(driver)
         buffer, staging = device.allocate(4096), device.allocate_staging(4096)

@@ -179,15 +179,24 @@ def test_cancel_of_an_unknown_request_is_an_error(client: Client):
         client.cancel("0000")
 
 
+def num_completed(client: Client) -> int:
+    """Count the answers that came to their own end; cancelled ones do not."""
+    return sum(deployment.num_completed for deployment in client.deployments().deployments)
+
+
 def test_leaving_the_iteration_early_cancels(client: Client):
+    before = num_completed(client)
+
     for event in client.generate(ask("abc", max_tokens=4000)):
         if isinstance(event, TokenChunk):
             break
 
     wait_until(lambda: client.status().num_running == 0, "the abandoned answer is cancelled")
+    assert num_completed(client) == before
 
 
 def test_client_that_vanishes_is_noticed_and_its_answer_cancelled(daemon: RunningDaemon, client: Client):
+    before = num_completed(client)
     context = zmq.Context()
     socket = context.socket(zmq.DEALER)
     socket.connect(daemon.endpoint)
@@ -199,6 +208,7 @@ def test_client_that_vanishes_is_noticed_and_its_answer_cancelled(daemon: Runnin
     context.term()
 
     wait_until(lambda: client.status().num_running == 0, "the vanished client's answer is cancelled")
+    assert num_completed(client) == before
 
 
 def test_answer_that_takes_longer_than_asked_fails(client: Client):

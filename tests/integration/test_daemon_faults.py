@@ -318,6 +318,7 @@ def test_asyncio_answer_left_early_is_cancelled():
                 await anext(events)
             while (await client.status()).num_running:  # noqa: ASYNC110 - across processes
                 await asyncio.sleep(0.01)
+            assert (await client.deployments()).deployments[0].num_completed == 0
 
     with RunningDaemon(worker_arguments=', "--step-seconds", "0.01"') as running:
         asyncio.run(story(running))
