@@ -10,7 +10,7 @@ from benchmarks.private_daemon import PrivateDaemon
 from benchmarks.smollm2 import PROMPTS, reference_tokens, smollm2_package
 from teengined.client import Client
 from teengined.core.device import DeviceSpec
-from teengined.core.request import SamplingParams
+from teengined.core.sampling import SamplingParams
 from teengined.protocol.messages import Generate, LoadModel, PlanModel, TokenChunk
 
 __all__ = ["smollm2_rows"]

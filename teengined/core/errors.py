@@ -12,6 +12,7 @@
     ├── CapacityError                  capacity                 7  retry, or plan again
     │   ├── DoesNotFit                 does_not_fit             7  operator
     │   ├── QueueFull                  queue_full               8  client retries
+    │   ├── QuotaExceeded              quota_exceeded           8  client retries
     │   ├── Draining                   draining                 8  client retries elsewhere
     │   └── DiskFull                   disk_full                7  operator
     ├── SourceError                    source_invalid           1  user
@@ -33,6 +34,7 @@
     ├── DeadlineExceeded               deadline_exceeded        6  client
     ├── Cancelled                      cancelled              130  nobody
     ├── PluginError                    plugin_invalid          78  plugin author
+    ├── NumericalFault                 numerical_fault          1  operator: model or precision
     └── InternalError                  internal                 1  us
 
 A foreign exception is mapped to one of these once, at the edge that met it, with ``from`` kept. ``assert`` is for our
@@ -59,6 +61,7 @@ __all__ = [
     "InternalError",
     "MessageTooLarge",
     "NotAllowed",
+    "NumericalFault",
     "OutOfDeviceMemory",
     "PackageCorrupt",
     "PackageError",
@@ -66,6 +69,7 @@ __all__ = [
     "PluginError",
     "ProtocolError",
     "QueueFull",
+    "QuotaExceeded",
     "RequestError",
     "SourceError",
     "TeengineError",
@@ -171,6 +175,14 @@ class QueueFull(CapacityError):
     """Admission refused before any work was done."""
 
     code = "queue_full"
+    exit_code = 8
+    retryable = True
+
+
+class QuotaExceeded(CapacityError):
+    """The caller alone has as much waiting as one caller may; others are still served."""
+
+    code = "quota_exceeded"
     exit_code = 8
     retryable = True
 
@@ -311,6 +323,12 @@ class PluginError(TeengineError):
 
     code = "plugin_invalid"
     exit_code = 78
+
+
+class NumericalFault(TeengineError):
+    """The model's logits for this request are not numbers. Others in the same step are not touched."""
+
+    code = "numerical_fault"
 
 
 class InternalError(TeengineError):

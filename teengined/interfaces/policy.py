@@ -74,7 +74,11 @@ class SequenceView:
     num_computed_tokens: int
     num_emitted_tokens: int
     running: bool
-    """Holds a slot already."""
+    """Holds KV blocks already."""
+    priority: int = 0
+    """Higher goes first."""
+    owner_served_tokens: float = 0.0
+    """Tokens that its owner was served of late, against what others were: lower means that more is owed to it."""
 
 
 class SchedulingPolicy(ABC):

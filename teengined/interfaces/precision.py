@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PrecisionStrategy"]
+__all__ = ["FIXED_ROWS", "PrecisionStrategy"]
+
+# Rows of one product in `linear_fixed`: as many as cost a CPU little more than one.
+FIXED_ROWS = 16
 
 
 class PrecisionStrategy(ABC):
@@ -42,6 +45,26 @@ class PrecisionStrategy(ABC):
         May pick any kernel for the shape, rows, dtype and device; must agree with `decode` within the dtype's
         tolerance, and with itself for every T within the conformance suite's bounds.
         """
+
+    def linear_fixed(
+        self, x_TI: "torch.Tensor", parts: Mapping[str, "torch.Tensor"], bias_O: "torch.Tensor | None"
+    ) -> "torch.Tensor":
+        """Return what `linear` does, each row a function of that row and the weight alone.
+
+        Neither the number of rows, nor a row's place among them, nor the number of threads changes a bit of it. This
+        default multiplies the decoded weight with a fixed number of rows at a time, zeros where there are no more: a
+        library that picks its way by the shape of the product then always picks the same.
+        """
+        import torch
+
+        weight_OI = self.decode(parts, x_TI.dtype)
+        bias_O = None if bias_O is None else bias_O.to(x_TI.dtype)
+        blocks: list[torch.Tensor] = []
+        for rows_TI in x_TI.split(FIXED_ROWS):
+            block_TI = x_TI.new_zeros((FIXED_ROWS, x_TI.shape[1]))
+            block_TI[: rows_TI.shape[0]] = rows_TI
+            blocks.append(torch.nn.functional.linear(block_TI, weight_OI, bias_O)[: rows_TI.shape[0]])
+        return torch.cat(blocks) if blocks else x_TI.new_empty((0, weight_OI.shape[0]))
 
     def embedding(
         self, ids_T: "torch.Tensor", parts: Mapping[str, "torch.Tensor"], dtype: "torch.dtype"

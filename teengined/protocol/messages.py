@@ -15,7 +15,11 @@ streams send others before it.
     LoadModel       LoadProgress               Loaded
     UnloadModel                                Done
     Generate        Accepted, TokenChunk       Finished
+    Grant           (nothing; a word within a Generate's call)
     Cancel                                     Done
+    Score                                      Scored
+    Embed                                      Embedded
+    ListRequests                               RequestList
     ListPlugins                                PluginList
     ShowConfig                                 ConfigReply
     MeasureDevices  LoadProgress               Profiles
@@ -24,10 +28,12 @@ streams send others before it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from teengined.core.device import DeviceDescription, DeviceProfile, DeviceSpec, HostProfile, LinkProfile
 from teengined.core.plan import Objective, Plan
-from teengined.core.request import ChatMessage, FinishReason, SamplingParams, Usage
+from teengined.core.request import ChatMessage, FinishReason, TokenLogprobs, Usage
+from teengined.core.sampling import SamplingParams
 
 __all__ = [
     "CLIENT_MESSAGES",
@@ -40,14 +46,18 @@ __all__ = [
     "DeviceStatus",
     "Done",
     "Drain",
+    "Embed",
+    "Embedded",
     "ErrorReply",
     "Finished",
     "Generate",
     "GetStatus",
+    "Grant",
     "Hello",
     "ListDeployments",
     "ListModels",
     "ListPlugins",
+    "ListRequests",
     "LoadModel",
     "LoadProgress",
     "Loaded",
@@ -61,10 +71,15 @@ __all__ = [
     "PluginList",
     "Profiles",
     "RemoveModel",
+    "RequestItem",
+    "RequestList",
+    "Score",
+    "Scored",
     "ShowConfig",
     "ShowModel",
     "Status",
     "TokenChunk",
+    "ToolCallDelta",
     "UnloadModel",
     "Welcome",
 ]
@@ -207,6 +222,20 @@ class Deployment:
     """Measured over the last answers; 0 before the first."""
     bound_tokens_per_second: float
     problem: str = ""
+    num_blocks: int = 0
+    """Of KV."""
+    num_used_blocks: int = 0
+    """Held by running sequences."""
+    num_cached_blocks: int = 0
+    """Held for prompts that begin alike; given up when sequences need them."""
+    num_queued_tokens: int = 0
+    """Prompt tokens that wait for their first step."""
+    num_preempted: int = 0
+    """Sequences that had to give up their KV and compute it again, since the load."""
+    total_tokens_per_second: float = 0.0
+    """Of all answers together, over the last seconds."""
+    stage_bubbles: tuple[float, ...] = ()
+    """For each stage: the share of the time with steps under way in which it had nothing to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +259,11 @@ class PlanModel:
     policy: str = ""
     """Empty: the configured one."""
     objective: Objective = Objective.LATENCY
+    kv_dtype: Literal["", "auto", "int8"] = ""
+    """How keys and values are stored: in the compute dtype, or as int8. Empty: the configured default."""
+    numerics: Literal["", "default", "strict"] = ""
+    """`strict`: a position's logits do not depend on batch mates, chunking, cache hits or threads. Empty: the
+    configured default."""
     resident_fraction: float | None = None
     """Hold at most this share of each stage's layer bytes resident; for benchmarks and parity. None: what fits."""
     assignment: Mapping[str, int] | None = None
@@ -298,6 +332,29 @@ class Generate:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     timeout_seconds: float = 0.0
     """0: the configured maximum."""
+    client_id: str = ""
+    """A name of the caller's choosing. While a request with it is under way, its owner cannot start another."""
+    priority: int = 0
+    """-100 to 100; higher goes first."""
+    cache_salt: str = ""
+    """Cached prefixes are shared only between requests of one owner with the same salt."""
+    tools: tuple[str, ...] = ()
+    """JSON of each tool that the chat template is told of."""
+    template_options: Mapping[str, str] = field(default_factory=dict[str, str])
+    """More variables for the chat template, each JSON."""
+    parse: bool = False
+    """Tell reasoning and tool calls apart from text, where the model's format is known."""
+    credits: int = 0
+    """Chunks that may be sent before the first `Grant`; 0: without limit. What may not be sent yet is joined into
+    larger chunks, so that a slow reader costs a bounded buffer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """Take so many more chunks. Sent under the correlation of its `Generate`; never answered."""
+
+    request_id: str
+    chunks: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,6 +367,16 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallDelta:
+    """What some tokens add to one tool call. Its first delta has id and name; later ones only more arguments."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenChunk:
     """Tokens of an answer in order. `sequence` counts chunks of this request from 0 without gap."""
 
@@ -318,16 +385,27 @@ class TokenChunk:
     token_ids: tuple[int, ...]
     text: str
     """What these tokens add to the text; never half a code point (it arrives with a later chunk)."""
+    choice: int = 0
+    reason: FinishReason | None = None
+    """Set on the last chunk of a choice."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One for each token, where they were asked for."""
+    reasoning: str = ""
+    """What these tokens add to the model's thinking, where it is told apart."""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """The end of an answer."""
+    """The end of an answer: of all its choices."""
 
     request_id: str
     sequence: int
     reason: FinishReason
+    """Of the first choice."""
     usage: Usage
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the prompt's tokens but the first, where they were asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,6 +413,89 @@ class Cancel:
     """Stop a request. Its own call ends with `Finished(reason=cancelled)`."""
 
     request_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """Ask how probable a continuation is. Text or token ids, both sides alike."""
+
+    model: str
+    context: str = ""
+    continuation: str = ""
+    context_ids: tuple[int, ...] = ()
+    continuation_ids: tuple[int, ...] = ()
+    top: int = 0
+    """Alternatives to tell for each position."""
+    timeout_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """Answer to `Score`."""
+
+    logprobs: tuple[TokenLogprobs, ...]
+    """Of each token of the continuation."""
+    total: float
+    """Their sum: the log-likelihood of the continuation."""
+    is_greedy: bool
+    """Whether each token is the most probable one at its place."""
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embed:
+    """Ask for one vector for each text or list of token ids."""
+
+    model: str
+    texts: tuple[str, ...] = ()
+    token_ids: tuple[tuple[int, ...], ...] = ()
+    pooling: Literal["mean", "last"] = "mean"
+    normalize: bool = True
+    timeout_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    """Answer to `Embed`, in its order."""
+
+    vectors: tuple[bytes, ...]
+    """fp32, little-endian."""
+    dimensions: int
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListRequests:
+    """Ask for the requests under way."""
+
+    model: str = ""
+    """Empty: of all loaded models."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestItem:
+    """One request under way. Never its text."""
+
+    request_id: str
+    model: str
+    owner: str
+    client_id: str
+    state: str
+    """`queued`, `prefill`, `decode`, or `waiting for its reader`."""
+    priority: int
+    num_choices: int
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_emitted_tokens: int
+    max_tokens: int
+    age_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestList:
+    """Answer to `ListRequests`, oldest first."""
+
+    requests: tuple[RequestItem, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -446,6 +607,13 @@ CLIENT_MESSAGES: Mapping[str, type] = {
     "token_chunk": TokenChunk,
     "finished": Finished,
     "cancel": Cancel,
+    "grant": Grant,
+    "score": Score,
+    "scored": Scored,
+    "embed": Embed,
+    "embedded": Embedded,
+    "list_requests": ListRequests,
+    "request_list": RequestList,
     "list_plugins": ListPlugins,
     "plugin_list": PluginList,
     "show_config": ShowConfig,

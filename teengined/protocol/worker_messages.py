@@ -3,31 +3,39 @@
     daemon -> worker                     worker -> daemon
                                          WorkerHello (once, with the token it was started with)
     OpenStage                            StageProgress …, StageOpened | WorkerError
-    RunStep                              StepDone (from the last stage) | WorkerError
-    ForgetSequences                      (nothing)
+    RunStep                              StepDone (from every stage; the last one's has the tokens) | WorkerError
     CloseStage                           StageClosed
     Ping                                 Pong
     Shutdown                             (the process ends)
 
 Stages of one deployment are chained: every stage worker gets the same `RunStep`; stage 0 embeds, each passes its
-activations to the next through the transport named in the plan, the last one samples and answers.
+activations to the next through the transport named in the plan, the last one samples and answers. Several steps may be
+under way; every stage runs them in the order in which they were sent.
+
+A `RunStep` tells what changed, not how things stand: a worker keeps each sequence's block table, its parameters and,
+where they matter, its tokens, from the step that opens the sequence to the one that closes it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from teengined.core.plan import Stage
+from teengined.core.request import Goal, TokenLogprobs
+from teengined.core.sampling import SamplingParams
 
 __all__ = [
     "WORKER_MESSAGES",
+    "BlockCopy",
     "CloseStage",
-    "ForgetSequences",
     "OpenStage",
     "Ping",
     "Pong",
+    "PooledVector",
+    "PromptLogprobs",
     "RunStep",
     "SampledToken",
-    "SequenceStep",
+    "SequenceOpen",
+    "SequencePart",
     "Shutdown",
     "StageClosed",
     "StageOpened",
@@ -73,6 +81,13 @@ class OpenStage:
     read_chunk_bytes: int
     ring_slots: int
     direct_io: bool
+    num_blocks: int
+    """Of the KV pool, the same on every stage; ids count from 0."""
+    block_tokens: int
+    kv_dtype: str = "auto"
+    """`auto`: the stage's compute dtype; or `int8`."""
+    numerics: str = "default"
+    """`strict`: a position's logits do not depend on batch mates, chunking, cache hits or threads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,37 +110,94 @@ class StageOpened:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SequenceStep:
-    """Part of one sequence to run in this step."""
+class SequenceOpen:
+    """What a worker must know of a sequence before its first part; told again after a preemption, which closed it."""
+
+    sequence_id: int
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    eos_token_ids: tuple[int, ...] = ()
+    """Not drawn before `sampling.min_tokens`, nor where a grammar does not allow the end."""
+    choice: int = 0
+    goal: Goal = Goal.GENERATE
+    pooling: str = ""
+    """Of an embedding: `mean` or `last`."""
+    score_start: int = 0
+    """Prompt log-probabilities are wanted of the tokens at this position and after it (never of position 0)."""
+    history: tuple[int, ...] = ()
+    """All tokens that are known already, prompt first, where `sampling.uses_history`: some come from the prefix cache
+    or from before a preemption, so that no part will bring them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequencePart:
+    """Tokens of one sequence to run in this step."""
 
     sequence_id: int
     token_ids: tuple[int, ...]
     start_position: int
-    """Position of the first of them; 0 opens the sequence's KV."""
-    sample: bool
-    """True where the last token's logits are wanted: the last prefill chunk and every decode step."""
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    choice: int = 0
+    """Position of the first of them. Above 0 in a sequence's first part where the prefix cache had what is before."""
+    new_blocks: tuple[int, ...] = ()
+    """Appended to the sequence's block table before the part runs; in a first part the whole table."""
+    sample: bool = False
+    """True where a token is to be drawn from the last row: the last prefill chunk and every decode step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockCopy:
+    """Before the step's parts run, copy a block's keys and values in every layer, and let the table have the copy."""
+
+    sequence_id: int
+    index: int
+    """Place in the sequence's block table, which is `target` from now on."""
+    source: int
+    target: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStep:
-    """One step of a deployment's pipeline."""
+    """One step of a deployment's pipeline. Order of execution: closed, opened, new blocks, copies, parts."""
 
     deployment_id: str
     step: int
     """Counts from 0 without gap; also the tag of the step's activations."""
-    sequences: tuple[SequenceStep, ...]
+    parts: tuple[SequencePart, ...]
+    closed: tuple[int, ...] = ()
+    """Sequences that ended or were preempted: the worker forgets them; their blocks may be anyone's from here on."""
+    opened: tuple[SequenceOpen, ...] = ()
+    copies: tuple[BlockCopy, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledToken:
-    """The token drawn for a sequence."""
+    """The token drawn for a sequence, or the fault that kept it from being drawn."""
 
     sequence_id: int
     token_id: int
+    """-1 with a fault."""
+    logprobs: TokenLogprobs | None = None
+    fault: str = ""
+    """Wire code of an error, such as `numerical_fault`: this sequence fails, its neighbours do not."""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptLogprobs:
+    """Log-probabilities of consecutive prompt tokens of a sequence, from one step."""
+
+    sequence_id: int
+    start_position: int
+    """Position of the first token told of."""
+    logprobs: tuple[TokenLogprobs, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PooledVector:
+    """The embedding of a sequence's prompt, in the step that ran its last token."""
+
+    sequence_id: int
+    vector: bytes
+    """fp32, little-endian, not normalised."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,14 +216,8 @@ class StepDone:
     streamed_bytes: int
     read_seconds: float = 0.0
     """Time since the last step in which streamed units were being read."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForgetSequences:
-    """Free the KV of sequences that ended."""
-
-    deployment_id: str
-    sequence_ids: tuple[int, ...]
+    prompt_logprobs: tuple[PromptLogprobs, ...] = ()
+    vectors: tuple[PooledVector, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +273,6 @@ WORKER_MESSAGES: Mapping[str, type] = {
     "stage_opened": StageOpened,
     "run_step": RunStep,
     "step_done": StepDone,
-    "forget_sequences": ForgetSequences,
     "close_stage": CloseStage,
     "stage_closed": StageClosed,
     "worker_error": WorkerError,

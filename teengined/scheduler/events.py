@@ -3,37 +3,55 @@
 from dataclasses import dataclass
 
 from teengined.core.errors import TeengineError
-from teengined.core.request import FinishReason, SamplingParams
-from teengined.protocol.worker_messages import SampledToken, SequenceStep
+from teengined.core.request import FinishReason, Goal
+from teengined.core.sampling import SamplingParams
+from teengined.protocol.worker_messages import (
+    BlockCopy,
+    PooledVector,
+    PromptLogprobs,
+    SampledToken,
+    SequenceOpen,
+    SequencePart,
+)
 
 __all__ = [
     "Cancelled",
     "Emit",
     "End",
     "Event",
-    "Forget",
     "Instruction",
     "PipelineLost",
     "PipelineReady",
     "Run",
     "StepCompleted",
     "StepFailed",
+    "Stopped",
     "Submitted",
+    "Tell",
     "Tick",
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """A request passed validation. `sequence_id` was never used before in this deployment."""
+    """A request passed validation. All its choices are taken, or none."""
 
-    sequence_id: int
+    sequence_ids: tuple[int, ...]
+    """One for each choice, never used before in this deployment. The first computes the prompt; the others wait for it
+    and share its blocks."""
     owner: str
     prompt: tuple[int, ...]
     sampling: SamplingParams
     eos_token_ids: frozenset[int]
     deadline_seconds: float
-    """Monotonic; the sequence fails when a `Tick` passes it."""
+    """Monotonic; the sequences fail when a `Tick` passes it."""
+    priority: int = 0
+    """Higher goes first."""
+    salt: bytes = b""
+    """Sequences share cached prefixes only with those of the same salt."""
+    goal: Goal = Goal.GENERATE
+    pooling: str = ""
+    score_start: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +62,20 @@ class Cancelled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stopped:
+    """A stop text was found in what the sequence emitted; tokens that it may still draw are not wanted."""
+
+    sequence_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepCompleted:
     """The last stage finished a step."""
 
     step: int
     tokens: tuple[SampledToken, ...]
+    prompt_logprobs: tuple[PromptLogprobs, ...] = ()
+    vectors: tuple[PooledVector, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,22 +103,18 @@ class Tick:
     """Time passed; deadlines are looked at."""
 
 
-Event = Submitted | Cancelled | StepCompleted | StepFailed | PipelineLost | PipelineReady | Tick
+Event = Submitted | Cancelled | Stopped | StepCompleted | StepFailed | PipelineLost | PipelineReady | Tick
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Send this step to every stage. One is in flight at a time."""
+    """Send this step to every stage, in the order of the runs. Several may be in flight."""
 
     step: int
-    sequences: tuple[SequenceStep, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forget:
-    """Tell every stage to free the KV of these sequences."""
-
-    sequence_ids: tuple[int, ...]
+    parts: tuple[SequencePart, ...]
+    closed: tuple[int, ...] = ()
+    opened: tuple[SequenceOpen, ...] = ()
+    copies: tuple[BlockCopy, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,9 +122,18 @@ class Emit:
     """Deliver a token."""
 
     sequence_id: int
-    token_id: int
+    token: SampledToken
     silent: bool
-    """An end-of-sequence token: delivered, but not part of the text."""
+    """An end-of-sequence or stop token: delivered, but not part of the text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tell:
+    """Hand over what was found out about a sequence's prompt."""
+
+    sequence_id: int
+    prompt_logprobs: PromptLogprobs | None = None
+    vector: PooledVector | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +143,8 @@ class End:
     sequence_id: int
     reason: FinishReason | None = None
     error: TeengineError | None = None
+    cached_tokens: int = 0
+    """Prompt tokens that came from the prefix cache."""
 
 
-Instruction = Run | Forget | Emit | End
+Instruction = Emit | Tell | End

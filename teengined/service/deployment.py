@@ -19,7 +19,8 @@ from teengined.core.errors import (
     error_class,
 )
 from teengined.core.model import ModelManifest
-from teengined.core.request import FinishReason, SamplingParams
+from teengined.core.request import FinishReason
+from teengined.core.sampling import SamplingParams
 from teengined.protocol.messages import Deployment, TokenChunk
 from teengined.protocol.worker_messages import SampledToken, StepDone, WorkerError
 from teengined.scheduler.events import (

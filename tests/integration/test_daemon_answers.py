@@ -8,7 +8,8 @@ import zmq
 
 from teengined.client import AnswerEvent, AsyncClient, Client
 from teengined.core.errors import Conflict, ContextTooLong, DeadlineExceeded, RequestError, UnknownModel, UnknownRequest
-from teengined.core.request import ChatMessage, FinishReason, SamplingParams
+from teengined.core.request import ChatMessage, FinishReason
+from teengined.core.sampling import SamplingParams
 from teengined.protocol.codec import CodecLimits, Envelope, encode
 from teengined.protocol.messages import CLIENT_MESSAGES, Accepted, Finished, Generate, TokenChunk
 from tests.fakes.byte_package import EOS

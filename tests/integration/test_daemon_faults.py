@@ -23,7 +23,7 @@ from teengined.core.errors import (
     QueueFull,
     WorkerLost,
 )
-from teengined.core.request import SamplingParams
+from teengined.core.sampling import SamplingParams
 from teengined.protocol.messages import Accepted, Generate, LoadModel, PlanModel, TokenChunk
 from tests.fakes.fake_worker import BREAK, DIE, FAIL, FREEZE, HANG
 from tests.fakes.running_daemon import RunningDaemon, wait_until

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teengined.core.errors import MessageTooLarge
-from teengined.core.request import SamplingParams
+from teengined.core.sampling import SamplingParams
 from teengined.protocol.codec import HEADER, CodecLimits, Envelope, decode, encode
 from teengined.protocol.messages import CLIENT_MESSAGES, ErrorReply, Generate, Status
 from tests.fakes.running_daemon import RunningDaemon, wait_until

@@ -14,7 +14,7 @@ import pytest
 
 from teengined.client import Client
 from teengined.core.errors import Cancelled, DaemonUnreachable, Draining
-from teengined.core.request import SamplingParams
+from teengined.core.sampling import SamplingParams
 from teengined.protocol.messages import Finished, Generate
 from tests.fakes.running_daemon import RunningDaemon, wait_until
 

@@ -12,7 +12,7 @@ from teengined.client import Client
 from teengined.core.device import DeviceSpec
 from teengined.core.errors import SourceError
 from teengined.core.plan import Plan
-from teengined.core.request import SamplingParams
+from teengined.core.sampling import SamplingParams
 from teengined.modelpack.manifest import read_manifest
 from teengined.protocol.messages import Generate, LoadModel, PlanModel, TokenChunk
 

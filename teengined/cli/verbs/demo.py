@@ -23,7 +23,8 @@ from teengined.cli.progress import open_progress
 from teengined.cli.prose import percent, printable
 from teengined.core.model import ModelManifest
 from teengined.core.quantities import format_bytes, format_seconds
-from teengined.core.request import ChatMessage, SamplingParams
+from teengined.core.request import ChatMessage
+from teengined.core.sampling import SamplingParams
 from teengined.protocol.messages import Generate, LoadModel, PlanModel, PlanReply
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from teengined.cli.loading import is_loaded, load
 from teengined.cli.model_name import MODEL
 from teengined.cli.progress import open_progress
 from teengined.cli.prose import printable
-from teengined.core.request import ChatMessage, FinishReason, SamplingParams
+from teengined.core.request import ChatMessage, FinishReason
+from teengined.core.sampling import SamplingParams
 from teengined.protocol.messages import Generate, LoadModel, PlanModel
 
 if TYPE_CHECKING:

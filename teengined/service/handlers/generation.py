@@ -3,7 +3,7 @@
 import asyncio
 
 from teengined.core.errors import ContextTooLong, RequestError, UnknownRequest
-from teengined.core.request import SamplingParams
+from teengined.core.sampling import SamplingParams
 from teengined.protocol import messages as wire
 from teengined.service.answer import Answer
 from teengined.service.context import ServiceContext

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from teengined.core.request import SamplingParams
+from teengined.core.sampling import SamplingParams
 
 
 def test_default_is_greedy() -> None:

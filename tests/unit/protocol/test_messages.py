@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from teengined.core.request import SamplingParams
+from teengined.core.sampling import SamplingParams
 from teengined.protocol import messages, worker_messages
 from teengined.protocol.codec import CodecLimits, Envelope, decode, encode
 from teengined.protocol.messages import CLIENT_MESSAGES

@@ -3,7 +3,8 @@ import random
 import pytest
 
 from teengined.core.errors import DeadlineExceeded, InternalError, PluginError, QueueFull, WorkerLost
-from teengined.core.request import FinishReason, SamplingParams
+from teengined.core.request import FinishReason
+from teengined.core.sampling import SamplingParams
 from teengined.interfaces.policy import SchedulingPolicy
 from teengined.protocol.worker_messages import SampledToken
 from teengined.scheduler.events import (
