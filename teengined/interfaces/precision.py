@@ -55,16 +55,15 @@ class PrecisionStrategy(ABC):
         default multiplies the decoded weight with a fixed number of rows at a time, zeros where there are no more: a
         library that picks its way by the shape of the product then always picks the same.
         """
-        import torch
-
-        weight_OI = self.decode(parts, x_TI.dtype)
-        bias_O = None if bias_O is None else bias_O.to(x_TI.dtype)
-        blocks: list[torch.Tensor] = []
-        for rows_TI in x_TI.split(FIXED_ROWS):
-            block_TI = x_TI.new_zeros((FIXED_ROWS, x_TI.shape[1]))
-            block_TI[: rows_TI.shape[0]] = rows_TI
-            blocks.append(torch.nn.functional.linear(block_TI, weight_OI, bias_O)[: rows_TI.shape[0]])
-        return torch.cat(blocks) if blocks else x_TI.new_empty((0, weight_OI.shape[0]))
+        weight_IO = self.decode(parts, x_TI.dtype).T
+        num_rows = int(x_TI.shape[0])
+        y_TO = x_TI.new_empty((num_rows, int(weight_IO.shape[1])))
+        for start in range(0, num_rows, FIXED_ROWS):
+            end = min(start + FIXED_ROWS, num_rows)
+            block_TI = x_TI.new_zeros((FIXED_ROWS, int(x_TI.shape[1])))
+            block_TI[: end - start] = x_TI[start:end]
+            y_TO[start:end] = (block_TI @ weight_IO)[: end - start]
+        return y_TO if bias_O is None else y_TO.add_(bias_O.to(x_TI.dtype))
 
     def embedding(
         self, ids_T: "torch.Tensor", parts: Mapping[str, "torch.Tensor"], dtype: "torch.dtype"

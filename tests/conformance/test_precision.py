@@ -184,3 +184,38 @@ def test_embedding_returns_the_rows_of_the_decoded_weight(precision: PrecisionSt
     rows = precision.embedding(ids, parts, dtype)
 
     assert torch.equal(rows, precision.decode(parts, dtype)[ids])
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("shape", [(1, 1), (33, 65), (96, 256), (200, 1024)])
+def test_fixed_product_of_a_row_depends_on_the_row_alone(
+    precision: PrecisionStrategy, dtype: torch.dtype, shape: tuple[int, int], num_threads: int
+) -> None:
+    parts, bias = precision.encode(_random(*shape)), _random(shape[0], seed=2)
+    x = _random(37, shape[1], seed=1).to(dtype)
+    together = precision.linear_fixed(x, parts, bias)
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        alone = torch.cat([precision.linear_fixed(row[None], parts, bias) for row in x])
+        in_chunks = torch.cat([precision.linear_fixed(rows, parts, bias) for rows in x.split(5)])
+    finally:
+        torch.set_num_threads(threads_before)
+
+    assert torch.equal(together, alone)
+    assert torch.equal(together, in_chunks)
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 16, 37])
+def test_fixed_product_agrees_with_the_plain_one(
+    precision: PrecisionStrategy, dtype: torch.dtype, num_rows: int
+) -> None:
+    parts, bias = precision.encode(_random(96, 256)), _random(96, seed=2)
+    x = _random(num_rows, 256, seed=1).to(dtype)
+
+    product = precision.linear_fixed(x, parts, bias)
+
+    assert product.shape == (num_rows, 96)
+    assert product.dtype == dtype
+    weight = precision.decode(parts, torch.float32)
+    assert _error(product - bias.to(dtype), x, weight) <= 2 * TOLERANCE[dtype] or num_rows == 0

@@ -13,7 +13,9 @@ from teengined_plugins.precisions.int8_kernels import (
     MIN_DIGIT_INPUTS,
     by_blocks,
     by_digits,
+    by_native,
     by_packed_weight,
+    fits_native,
     integers_are_exact,
 )
 from teengined_plugins.precisions.kernel_choice import Kernel, KernelChoice, rows_bucket
@@ -98,6 +100,27 @@ class Int8Precision(PrecisionStrategy):
         )
         return y_TO if bias_O is None else y_TO.add_(bias_O.to(y_TO.dtype))
 
+    def linear_fixed(
+        self, x_TI: "torch.Tensor", parts: Mapping[str, "torch.Tensor"], bias_O: "torch.Tensor | None"
+    ) -> "torch.Tensor":
+        """Multiply in integers, whose sums are exact in any order, or as the base class does where that cannot be."""
+        weight_OI, scale_O = parts["data"], parts["scale"]
+        if x_TI.shape[0] == 0:
+            return x_TI.new_empty((0, weight_OI.shape[0]))
+        x_TI = x_TI.contiguous()
+        if fits_native(x_TI, weight_OI):
+            y_TO = by_native(x_TI, weight_OI, scale_O)
+        elif _fits_digits(x_TI, weight_OI):
+            y_TO = by_digits(x_TI, weight_OI, scale_O)
+        else:
+            return super().linear_fixed(x_TI, parts, bias_O)
+        return y_TO if bias_O is None else y_TO.add_(bias_O.to(y_TO.dtype))
+
+
+def _fits_digits(x_TI: "torch.Tensor", weight_OI: "torch.Tensor") -> bool:
+    fits = MIN_DIGIT_INPUTS <= weight_OI.shape[1] <= MAX_DIGIT_INPUTS and weight_OI.shape[0] > 1
+    return x_TI.device.type == "cpu" and fits and integers_are_exact()
+
 
 def _quantise(block_OI: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
     import torch
@@ -118,8 +141,9 @@ def _candidates(x_TI: "torch.Tensor", weight_OI: "torch.Tensor", scale_O: "torch
 
     x_TI = x_TI.contiguous()
     kernels: dict[str, Kernel] = {"blocks": partial(by_blocks, x_TI, weight_OI, scale_O)}
-    fits_digits = MIN_DIGIT_INPUTS <= weight_OI.shape[1] <= MAX_DIGIT_INPUTS and weight_OI.shape[0] > 1
-    if x_TI.device.type == "cpu" and fits_digits and integers_are_exact():
+    if fits_native(x_TI, weight_OI):
+        kernels["native"] = partial(by_native, x_TI, weight_OI, scale_O)
+    if _fits_digits(x_TI, weight_OI):
         kernels["digits"] = partial(by_digits, x_TI, weight_OI, scale_O)
     # For other dtypes it is a scalar loop on a CPU.
     whole_vectors = weight_OI.shape[1] % _PACKED_WIDTH == 0

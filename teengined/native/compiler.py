@@ -1,0 +1,100 @@
+"""Compiles the C sources beside this file for the processor at hand, once, and keeps the result.
+
+A library is code, so it is only taken from a directory that nobody else can write to.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import tempfile
+from pathlib import Path
+
+__all__ = ["CompilerMissing", "compiled_library"]
+
+_SOURCES = ("attention.c", "int8_linear.c")
+_HEADERS = ("kernels.h", "lanes.h")
+_COMPILERS = ("cc", "gcc", "clang")
+# -march=native takes what this processor has. -ffast-math would change how the whole process treats tiny numbers.
+_FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC")
+# Two seconds on an idle machine; a machine that takes longer than this is better served without.
+_COMPILE_SECONDS = 120.0
+_DIRECTORY_MODE = 0o700
+
+
+class CompilerMissing(RuntimeError):
+    """There is no library and none can be made; the text says why."""
+
+
+def compiled_library(directory: Path | None = None) -> Path:
+    """Return the path of the compiled kernels, compiling them if no earlier process did.
+
+    Args:
+        directory: Where compiled libraries are kept; None: `teengine/native` in `CACHE_DIRECTORY` (systemd),
+            `XDG_CACHE_HOME` or `~/.cache`, or a directory of this process where none of them is ours.
+
+    Raises:
+        CompilerMissing: no compiler, or it fails.
+    """
+    directory = _private(directory or _cache_directory())
+    compiler = next((path for path in map(shutil.which, _COMPILERS) if path), None)
+    if compiler is None:
+        raise CompilerMissing(f"none of {', '.join(_COMPILERS)} is installed")
+    target = directory / f"kernels-{_digest(compiler)}.so"
+    if not target.is_file():
+        _compile(compiler, target)
+    return target
+
+
+def _cache_directory() -> Path:
+    base = os.environ.get("CACHE_DIRECTORY") or os.environ.get("XDG_CACHE_HOME")
+    return Path(base) / "teengine" / "native" if base else Path("~/.cache/teengine/native").expanduser()
+
+
+def _private(directory: Path) -> Path:
+    """Return `directory` if it is ours alone, made if need be; else a temporary one."""
+    try:
+        directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        status = directory.stat()
+        if status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return directory
+    except (OSError, RuntimeError):
+        pass  # No home, or one that cannot be written to: the temporary directory below serves this process.
+    return Path(tempfile.mkdtemp(prefix="teengine-native-"))
+
+
+def _digest(compiler: str) -> str:
+    """Return a name for this source, compiler and processor together."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in (*_SOURCES, *_HEADERS):
+        digest.update((Path(__file__).parent / name).read_bytes())
+    status = Path(compiler).resolve().stat()
+    digest.update(repr((_FLAGS, compiler, status.st_size, status.st_mtime_ns, _processor())).encode())
+    return digest.hexdigest()
+
+
+def _processor() -> str:
+    """Return what `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").split("\n\n", 1)[0].splitlines()
+    except OSError:
+        return platform.processor()
+    wanted = ("vendor_id", "cpu family", "model", "stepping", "flags", "Features")
+    return "\n".join(line for line in lines if line.startswith(wanted))
+
+
+def _compile(compiler: str, target: Path) -> None:
+    """Compile under another name and rename: two processes may do this at once."""
+    sources = [str(Path(__file__).parent / name) for name in _SOURCES]
+    with tempfile.TemporaryDirectory(dir=target.parent) as directory:
+        output = Path(directory) / target.name
+        command = [compiler, *_FLAGS, *sources, "-o", str(output)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=_COMPILE_SECONDS)
+        except subprocess.CalledProcessError as error:
+            raise CompilerMissing(f"{compiler} fails: {error.stderr.strip():.400}") from error
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise CompilerMissing(f"{compiler} cannot be run: {error}") from error
+        output.replace(target)

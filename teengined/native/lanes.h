@@ -1,0 +1,62 @@
+/* Sixteen numbers at a time: loads that widen to fp32, and the functions that softmax needs. */
+
+#ifndef TEENGINE_LANES_H
+#define TEENGINE_LANES_H
+
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#include "kernels.h"
+
+static inline __mmask16 mask16(int64_t left) { return left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1); }
+
+static inline int64_t element_bytes(int64_t dtype) { return dtype == TE_F32 ? 4 : dtype == TE_BF16 ? 2 : 1; }
+
+static inline __m512 load16(const void *x, int64_t dtype, int64_t i, __mmask16 mask) {
+    if (dtype == TE_BF16) {
+        const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, (const uint16_t *)x + i));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+    }
+    if (dtype == TE_I8) return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, (const int8_t *)x + i)));
+    return _mm512_maskz_loadu_ps(mask, (const float *)x + i);
+}
+
+static inline void store(void *y, int64_t dtype, int64_t place, float value) {
+    if (dtype == TE_F32) {
+        ((float *)y)[place] = value;
+        return;
+    }
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    bits = isnan(value) ? 0x7fc00000u : bits + 0x7fff + ((bits >> 16) & 1); /* to nearest, ties to even */
+    ((uint16_t *)y)[place] = (uint16_t)(bits >> 16);
+}
+
+/* e^x within 2 units in the last place; 0 far below, infinity far above, NaN for NaN. e^x = 2^n * 2^f with f in
+   [-1/2, 1/2], the latter by its Taylor series to the seventh power. */
+static inline __m512 exp16(__m512 x) {
+    const __m512 t = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
+    const __m512 n = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    /* f * ln 2, with ln 2 in two parts so that nothing is lost to cancellation */
+    __m512 f = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+    f = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), f);
+    __m512 p = _mm512_set1_ps(1.f / 5040.f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.f / 720.f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.f / 120.f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.f / 24.f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.f / 6.f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.5f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.f));
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(-104.f), _CMP_NLT_UQ), p, n);
+}
+
+static inline __m512 tanh16(__m512 x) {
+    const __m512 e = exp16(_mm512_add_ps(x, x)), one = _mm512_set1_ps(1.f);
+    return _mm512_sub_ps(one, _mm512_div_ps(_mm512_set1_ps(2.f), _mm512_add_ps(e, one)));
+}
+
+static inline float exp1(float x) { return _mm512_cvtss_f32(exp16(_mm512_set1_ps(x))); }
+
+#endif

@@ -1,0 +1,90 @@
+"""The loaded kernels of this process, or why there are none."""
+
+import ctypes
+import functools
+import logging
+import os
+import threading
+from pathlib import Path
+
+from teengined.native.compiler import CompilerMissing, compiled_library
+
+__all__ = ["AttentionCall", "Int8LinearCall", "KernelLibrary", "kernel_library", "missing_reason"]
+
+logger = logging.getLogger(__name__)
+
+# Set to any text to do without: to compare, or where a compiler must not be run.
+_OFF_VARIABLE = "TEENGINE_NO_NATIVE"
+_lock = threading.Lock()
+
+
+class Int8LinearCall(ctypes.Structure):
+    """`te_int8_linear` of kernels.h, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "scale", "bias", "y", "digits", "units")),
+        *((name, ctypes.c_int64) for name in ("num_rows", "num_inputs", "num_outputs", "x_stride", "num_digits")),
+        *((name, ctypes.c_int64) for name in ("dtype", "num_threads")),
+    )
+
+
+class AttentionCall(ctypes.Structure):
+    """`te_attention` of kernels.h, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("q", "keys", "values", "key_scales", "value_scales")),
+        *((name, ctypes.c_void_p) for name in ("tables", "lengths", "sinks", "out")),
+        *((name, ctypes.c_int64) for name in ("num_sequences", "num_heads", "num_kv_heads", "key_width")),
+        *((name, ctypes.c_int64) for name in ("value_width", "block_tokens", "table_stride", "window")),
+        *((name, ctypes.c_int64) for name in ("dtype", "kv_dtype", "num_threads")),
+        ("scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+    )
+
+
+class KernelLibrary:
+    """The functions of one compiled library. Calls release Python's lock while they run."""
+
+    def __init__(self, path: Path) -> None:
+        """Load it. torch must be loaded before, so that both share one set of OpenMP threads.
+
+        Raises:
+            OSError: it cannot be loaded.
+        """
+        library = ctypes.CDLL(str(path))
+        for name in ("te_has_int8_linear", "te_has_attention"):
+            getattr(library, name).restype = ctypes.c_int
+        library.te_int8_stride.argtypes = [ctypes.c_int64]
+        library.te_int8_stride.restype = ctypes.c_int64
+        library.te_int8_linear_run.argtypes = [ctypes.POINTER(Int8LinearCall)]
+        library.te_int8_linear_run.restype = None
+        library.te_attention_run.argtypes = [ctypes.POINTER(AttentionCall)]
+        library.te_attention_run.restype = None
+        self.has_int8_linear = bool(library.te_has_int8_linear())
+        self.has_attention = bool(library.te_has_attention())
+        self.int8_stride = library.te_int8_stride
+        self.run_int8_linear = library.te_int8_linear_run
+        self.run_attention = library.te_attention_run
+
+
+def kernel_library() -> KernelLibrary | None:
+    """Return the kernels, compiled and loaded at the first call; None where that is not possible."""
+    with _lock:
+        return _outcome()[0]
+
+
+def missing_reason() -> str:
+    """Return why there are no kernels; empty where there are."""
+    with _lock:
+        return _outcome()[1]
+
+
+@functools.cache
+def _outcome() -> tuple[KernelLibrary | None, str]:
+    if os.environ.get(_OFF_VARIABLE):
+        return None, f"{_OFF_VARIABLE} is set"
+    try:
+        return KernelLibrary(compiled_library()), ""
+    except (CompilerMissing, OSError) as error:
+        logger.warning("no compiled kernels, so stock ones are used: %s", error)
+        return None, str(error)
