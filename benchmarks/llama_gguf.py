@@ -1,0 +1,92 @@
+"""A Llama in a Hugging Face directory as a GGUF file in Q8_0, so that llama.cpp can run the very same weights.
+
+The tokenizer is left out: the comparisons hand over token ids.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from safetensors import safe_open
+
+__all__ = ["write_llama_gguf"]
+
+_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_DEFAULT_THETA = 10000.0
+
+
+def write_llama_gguf(model_dir: Path, path: Path) -> Path:
+    """Write `path` if it is not there; memory for all of the model once."""
+    if path.is_file():
+        return path
+    config = json.loads((model_dir / "config.json").read_text("utf-8"))
+    unfinished = path.with_suffix(".unfinished")
+    writer = gguf.GGUFWriter(str(unfinished), "llama")
+    _write_head(writer, config)
+    for name, weight in _tensors(model_dir):
+        place = _place_of(name)
+        heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(place.split(".")[-2])
+        rows = _interleaved(weight, config[heads]) if heads else weight
+        if rows.ndim == 1:
+            writer.add_tensor(place, rows)
+        else:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(place, gguf.quants.quantize(rows, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    unfinished.rename(path)
+    return path
+
+
+def _write_head(writer: gguf.GGUFWriter, config: dict[str, int | float]) -> None:
+    width, num_heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    writer.add_block_count(int(config["num_hidden_layers"]))
+    writer.add_context_length(int(config["max_position_embeddings"]))
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(int(config["intermediate_size"]))
+    writer.add_head_count(num_heads)
+    writer.add_head_count_kv(int(config["num_key_value_heads"]))
+    writer.add_layer_norm_rms_eps(float(config.get("rms_norm_eps", 1e-6)))
+    writer.add_rope_freq_base(float(config.get("rope_theta", _DEFAULT_THETA)))
+    writer.add_rope_dimension_count(width // num_heads)
+    writer.add_vocab_size(int(config["vocab_size"]))
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_tokenizer_model("none")
+
+
+def _tensors(model_dir: Path) -> Iterator[tuple[str, np.ndarray]]:
+    for file in sorted(model_dir.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - it is no mapping
+                yield name, tensors.get_tensor(name).to(torch.float32).numpy()
+
+
+def _place_of(name: str) -> str:
+    parts = name.removesuffix(".weight").split(".")
+    if parts[:2] == ["model", "layers"]:
+        return f"blk.{parts[2]}.{_NAMES['.'.join(parts[3:])]}.weight"
+    return f"{_NAMES['.'.join(parts)]}.weight"
+
+
+def _interleaved(rows: np.ndarray, num_heads: int) -> np.ndarray:
+    """Return query or key rows in llama.cpp's order, which rotates neighbours where transformers rotates halves."""
+    halves = rows.reshape(num_heads, 2, rows.shape[0] // num_heads // 2, rows.shape[1])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
