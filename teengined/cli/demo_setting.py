@@ -16,6 +16,8 @@ __all__ = ["CONTEXT_TOKENS", "DemoDevice", "configuration_text", "demo_devices"]
 CONTEXT_TOKENS = 1024
 # A short prompt needs no larger chunks, and the workspace grows with them.
 STEP_TOKENS = 128
+# One person asks; each row of logits would take two rows of the vocabulary from the weights.
+LOGIT_ROWS = 4
 NUM_DEVICES = 2
 # Of the model's bytes, for the weights on one device: 70 % on both, the rest is streamed.
 WEIGHTS_SHARE = 0.35
@@ -76,6 +78,7 @@ def _workspace_bytes(manifest: ModelManifest, context_tokens: int) -> int:
         host=HostProfile(host="", disk_read_bytes_per_second=1.0, memory_read_bytes_per_second=1.0, memory_bytes=0),
         context_tokens=context_tokens,
         max_step_tokens=STEP_TOKENS,
+        max_logit_rows=LOGIT_ROWS,
     )
     return workspace_bytes(planning, manifest.compute_dtype, has_head=True)
 
@@ -94,6 +97,9 @@ def configuration_text(devices: Sequence[DemoDevice], *, runtime_dir: Path, stat
         "[planning]",
         f"context = {CONTEXT_TOKENS}",
         "num_slots = 1",
+        "",
+        "[batching]",
+        f"max_logit_rows = {LOGIT_ROWS}",
         "",
         "[streaming]",
         f"max_step_tokens = {STEP_TOKENS}",

@@ -1,46 +1,19 @@
 """The blocking client. One thread at a time; open one client for each thread."""
 
-import contextlib
-import time
-from collections.abc import Callable, Generator
-from types import TracebackType
-from typing import Any, Self, TypeVar, cast
-
-import zmq
-
-from teengined import __version__
-from teengined.client.answer import AnswerEvent, AnswerOrder
-from teengined.client.connection import CONNECT_SECONDS, LIMITS, dial, hang_up, is_disconnect, lost_connection
-from teengined.client.endpoint import default_endpoint, endpoint_of, probe
-from teengined.client.mailboxes import Mailboxes, is_final
-from teengined.core.errors import DaemonUnreachable, DeadlineExceeded, ProtocolError
+from teengined.client.blocking_connection import BlockingConnection, OnProgress
 from teengined.protocol import messages as wire
-from teengined.protocol.codec import CodecLimits, Envelope, decode, encode
 
 __all__ = ["Client"]
 
-T = TypeVar("T")
-OnProgress = Callable[[wire.LoadProgress], None]
 
-
-class Client:
+class Client(BlockingConnection):
     """A connection to the daemon of this host.
 
     Every method raises the class of `teengined.core.errors` that the daemon's error names, `DaemonUnreachable` where
     none answers, and `DeadlineExceeded` where one call took longer than `timeout_seconds`. Calls that may take long
-    (load, unload, plan, measure, generate, drain) have no deadline here: the daemon bounds them, and after each
-    `timeout_seconds` of silence it is asked whether it still lives.
+    (load, unload, plan, measure, generate, score, embed, drain) have no deadline here: the daemon bounds them, and
+    after each `timeout_seconds` of silence it is asked whether it still lives.
     """
-
-    def __init__(self, endpoint: str | None = None, timeout_seconds: float = 30.0) -> None:
-        """Remember where to connect; the first call connects. `endpoint` as in `TEENGINE_HOST`."""
-        self.endpoint = endpoint_of(endpoint) if endpoint else default_endpoint()
-        self.timeout_seconds = timeout_seconds
-        self._mail = Mailboxes()
-        self._limits = CodecLimits()
-        self._context: zmq.Context[Any] | None = None
-        self._socket: zmq.Socket[bytes] | None = None
-        self._monitor: zmq.Socket[bytes] | None = None
 
     def status(self) -> wire.Status:
         """Return the daemon, its devices and deployments."""
@@ -94,120 +67,14 @@ class Client:
         """Let the daemon finish what runs, refuse what is new, and exit; returns when it has begun."""
         self._call(wire.Drain(), wire.Done)
 
-    def generate(self, request: wire.Generate) -> Generator[AnswerEvent, None, None]:
-        """Yield `Accepted`, then each `TokenChunk` once and in order, then `Finished`.
+    def score(self, request: wire.Score) -> wire.Scored:
+        """Return how probable a continuation is."""
+        return self._call(request, wire.Scored, long=True)
 
-        Leaving the iteration early cancels the request.
-        """
-        correlation = self._send(request)
-        order = AnswerOrder()
-        try:
-            while not order.finished:
-                event = self._receive(correlation, deadline=None)
-                if order.admit(event):
-                    yield event
-        finally:
-            self._mail.close(correlation)
-            if order.request_id and not order.finished:
-                self._send_and_forget(wire.Cancel(request_id=order.request_id))
+    def embed(self, request: wire.Embed) -> wire.Embedded:
+        """Return a vector for each input."""
+        return self._call(request, wire.Embedded, long=True)
 
-    def close(self) -> None:
-        """Disconnect. Safe to call twice."""
-        hang_up(self._context, self._socket, self._monitor)
-        self._context = self._socket = self._monitor = None
-
-    def __enter__(self) -> Self:
-        """Use as a context."""
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Disconnect at the end of the context."""
-        self.close()
-
-    def _call(self, message: Any, answer: type[T], *, long: bool = False, on_progress: OnProgress | None = None) -> T:
-        correlation = self._send(message)
-        deadline = None if long else time.monotonic() + self.timeout_seconds
-        try:
-            while not is_final(reply := self._receive(correlation, deadline=deadline)):
-                if on_progress is not None and isinstance(reply, wire.LoadProgress):
-                    on_progress(reply)
-        finally:
-            self._mail.close(correlation)
-        if not isinstance(reply, answer):
-            raise ProtocolError(f"expected {answer.__name__}, got {type(reply).__name__}")
-        return reply
-
-    def _send(self, message: Any) -> int:
-        socket = self._connected()
-        correlation = self._mail.open()
-        try:
-            frames = encode(Envelope(correlation=correlation, message=message), wire.CLIENT_MESSAGES, self._limits)
-            socket.send_multipart(frames, flags=zmq.DONTWAIT)
-        except zmq.Again as error:
-            self._mail.close(correlation)
-            raise DaemonUnreachable("the daemon takes no messages", hint="see `journalctl -u teengined`") from error
-        except BaseException:
-            self._mail.close(correlation)
-            raise
-        return correlation
-
-    def _send_and_forget(self, message: Any) -> None:
-        if self._socket is not None:
-            with contextlib.suppress(DaemonUnreachable):
-                self._mail.close(self._send(message))
-
-    def _connected(self) -> "zmq.Socket[bytes]":
-        if self._socket is None:
-            probe(self.endpoint)
-            self._context = zmq.Context()
-            self._socket, self._monitor = dial(self._context, self.endpoint)
-            try:
-                self._ping()
-            except BaseException:
-                self.close()
-                raise
-        return cast("zmq.Socket[bytes]", self._socket)
-
-    def _ping(self) -> None:
-        correlation = self._send(wire.Hello(client=f"teengined.client {__version__}"))
-        try:
-            welcome = self._receive(correlation, deadline=time.monotonic() + CONNECT_SECONDS)
-            self._limits = CodecLimits(max_message_bytes=welcome.max_message_bytes)
-        except DeadlineExceeded as error:
-            raise DaemonUnreachable(
-                f"the daemon at {self.endpoint.removeprefix('ipc://')} accepts connections but does not answer",
-                hint="see `journalctl -u teengined`; restart it with `systemctl restart teengined`",
-            ) from error
-        finally:
-            self._mail.close(correlation)
-
-    def _receive(self, correlation: int, *, deadline: float | None) -> Any:
-        """Return the next reply of a call. Without a deadline, ask after each silence whether the daemon lives."""
-        while (message := self._mail.take(correlation)) is None:
-            silence_ends = time.monotonic() + self.timeout_seconds if deadline is None else deadline
-            if self._pump(silence_ends):
-                continue
-            if deadline is not None:
-                raise DeadlineExceeded(f"no answer within {self.timeout_seconds:g} s", hint="see `teengine status`")
-            self._ping()
-        return message
-
-    def _pump(self, until: float) -> bool:
-        """Deliver what arrives first, before `until` (monotonic); False when nothing did."""
-        if self._socket is None or self._monitor is None:
-            raise DaemonUnreachable("this client is closed")
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._monitor, zmq.POLLIN)
-        ready = dict(poller.poll(1 + int(max(0.0, until - time.monotonic()) * 1000)))
-        if self._socket in ready:
-            self._mail.deliver(decode(self._socket.recv_multipart(), wire.CLIENT_MESSAGES, LIMITS))
-            return True
-        if self._monitor in ready:
-            if is_disconnect(self._monitor.recv_multipart()):
-                self._mail.fail_all(lost_connection(self.endpoint))
-                self.close()  # The next call connects anew, and learns at once if nobody is there.
-            return True
-        return False
+    def requests(self, model: str = "") -> wire.RequestList:
+        """Return the requests under way, of one model or of all."""
+        return self._call(wire.ListRequests(model=model), wire.RequestList)

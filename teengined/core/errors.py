@@ -32,6 +32,7 @@
     │   └── MessageTooLarge            message_too_large        1  client author
     ├── DaemonUnreachable              daemon_unreachable       3  user
     ├── DeadlineExceeded               deadline_exceeded        6  client
+    ├── SlowReader                     slow_reader              1  client reads faster
     ├── Cancelled                      cancelled              130  nobody
     ├── PluginError                    plugin_invalid          78  plugin author
     ├── NumericalFault                 numerical_fault          1  operator: model or precision
@@ -71,6 +72,7 @@ __all__ = [
     "QueueFull",
     "QuotaExceeded",
     "RequestError",
+    "SlowReader",
     "SourceError",
     "TeengineError",
     "TransportError",
@@ -309,6 +311,12 @@ class DeadlineExceeded(TeengineError):
     code = "deadline_exceeded"
     exit_code = 6
     retryable = True
+
+
+class SlowReader(TeengineError):
+    """The caller takes its answer more slowly than the daemon is willing to keep it."""
+
+    code = "slow_reader"
 
 
 class Cancelled(TeengineError):

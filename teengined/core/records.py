@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 __all__ = ["RecordError", "from_mapping", "to_mapping"]
 
 T = TypeVar("T")
+# Types whose values are the same on both sides.
+_PLAIN = frozenset({bool, int, str, bytes, float})
 
 
 class RecordError(ValueError):
@@ -41,7 +43,9 @@ def to_mapping(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: to_mapping(item) for key, item in typing.cast("Mapping[str, Any]", value).items()}
     if isinstance(value, (list, tuple)):
-        return [to_mapping(item) for item in typing.cast("Sequence[Any]", value)]
+        items = typing.cast("Sequence[Any]", value)
+        # A prompt may have a million tokens, and whoever encodes them serves others too.
+        return list(items) if _PLAIN.issuperset(map(type, items)) else [to_mapping(item) for item in items]
     return value
 
 
@@ -144,6 +148,8 @@ def _convert_tuple(hints: tuple[Any, ...], value: Any, path: str) -> tuple[Any, 
         raise RecordError(path, f"expected a list, got {_name_of(value)}")
     items = typing.cast("Sequence[Any]", value)
     if len(hints) == 2 and hints[1] is Ellipsis:
+        if hints[0] in _PLAIN and {hints[0]}.issuperset(map(type, items)):
+            return tuple(items)
         return tuple(_convert(hints[0], item, f"{path}[{index}]") for index, item in enumerate(items))
     if len(items) != len(hints):
         raise RecordError(path, f"expected {len(hints)} items, got {len(items)}")

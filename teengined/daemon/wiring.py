@@ -79,7 +79,7 @@ def take_inventory(loaded: LoadedConfig) -> Inventory:
     config = loaded.config
     registry = PluginRegistry.load(config.plugins.blocked)
     registry.placement_policy(config.planning.policy)
-    registry.scheduling_policy(config.limits.scheduling_policy)
+    registry.scheduling_policy(config.batching.scheduling_policy)
     wanted = (*config.plugins.discover, *(device.id.partition(":")[0] for device in config.devices))
     descriptions = describe_devices(registry, tuple(dict.fromkeys(wanted)))
     found = {key: item for key, item in descriptions.items() if item.driver in config.plugins.discover}

@@ -11,7 +11,7 @@ from teengined.core.precision_choice import runnable_compute_dtype
 from teengined.placement.groups import Group, ModelGroups, group_units
 from teengined.placement.inputs import PlanningInput
 
-__all__ = ["DTYPE_BYTES", "CostModel", "cost_model_of", "workspace_bytes"]
+__all__ = ["DTYPE_BYTES", "CostModel", "cost_model_of", "kv_token_bytes", "workspace_bytes"]
 
 DTYPE_BYTES: Mapping[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -20,8 +20,10 @@ DTYPE_BYTES: Mapping[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 _HIDDEN_ROWS = 8
 # Rows of the widest matrix alive at once inside an MLP: gate, up, their product.
 _WIDE_ROWS = 3
-# fp32 rows of the vocabulary for each slot: logits and their softmax.
+# fp32 rows of the vocabulary for each row that is drawn or told of: logits and their softmax.
 _LOGIT_ROWS = 2
+# Elements of int8 KV that share one fp32 scale, at the least: one head of one token. No architecture's are smaller.
+_SCALED_ELEMENTS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +49,13 @@ class CostModel:
         return spec.memory_bytes - self.planning.reserved_bytes.get(spec.id, 0)
 
     def kv_bytes_of_layers(self, device: int) -> list[int]:
-        """Return, for each layer, the KV of all slots at the full context in the device's compute dtype."""
-        tokens = self.planning.num_slots * self.planning.context_tokens
-        element_bytes = DTYPE_BYTES[self.compute_dtypes[device]]
-        return [tokens * elements * element_bytes for elements in self.planning.manifest.kv_elements_per_token]
+        """Return, for each layer, the KV of all slots at the full context, in whole blocks."""
+        planning, dtype = self.planning, self.compute_dtypes[device]
+        tokens = planning.num_blocks * planning.block_tokens
+        return [
+            tokens * kv_token_bytes(elements, planning.kv_dtype, dtype)
+            for elements in planning.manifest.kv_elements_per_token
+        ]
 
     def workspace_bytes(self, device: int, *, has_head: bool) -> int:
         """Return `workspace_bytes` for a stage on this device."""
@@ -144,13 +149,20 @@ def cost_model_of(planning: PlanningInput) -> CostModel:
     )
 
 
+def kv_token_bytes(num_elements: int, kv_dtype: str, compute_dtype: str) -> int:
+    """Return what one layer keeps of one token. int8: a byte for each element, and fp32 scales, counted generously."""
+    if kv_dtype == "int8":
+        return num_elements + math.ceil(num_elements / _SCALED_ELEMENTS) * DTYPE_BYTES["fp32"]
+    return num_elements * DTYPE_BYTES[compute_dtype]
+
+
 def workspace_bytes(planning: PlanningInput, compute_dtype: str, *, has_head: bool) -> int:
     """Return what a stage may allocate beside weights, KV and ring.
 
     With b bytes in the compute dtype, T = `max_step_tokens`, h = hidden size, w = the widest side of a layer's matrix:
     T * (8 h + 3 w) * b for activations; plus the largest matrix of a layer * b where some unit is stored in another
-    precision, for its conversion (the head is converted in tiles no larger than that); plus 2 fp32 rows of the
-    vocabulary for each slot on the stage with the head.
+    precision, for its conversion (the head is converted in tiles no larger than that); plus, on the stage with the
+    head, 2 fp32 rows of the vocabulary for each of `max_logit_rows`, of which a step has no more than it has tokens.
     """
     manifest, element_bytes = planning.manifest, DTYPE_BYTES[compute_dtype]
     widest, largest_matrix = _matrix_bounds(manifest)
@@ -159,7 +171,8 @@ def workspace_bytes(planning: PlanningInput, compute_dtype: str, *, has_head: bo
     if any(unit.precision != compute_dtype for unit in manifest.units):
         total += largest_matrix * element_bytes
     if has_head:
-        total += planning.num_slots * manifest.vocab_size * _LOGIT_ROWS * DTYPE_BYTES["fp32"]
+        num_rows = min(planning.max_logit_rows, planning.max_step_tokens)
+        total += num_rows * manifest.vocab_size * _LOGIT_ROWS * DTYPE_BYTES["fp32"]
     return total
 
 

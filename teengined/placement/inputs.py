@@ -1,7 +1,9 @@
 """What the planner is told: the model, the devices and what was measured on them, and what the operator asked for."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from teengined.core.device import DeviceProfile, DeviceSpec, HostProfile, LinkProfile
 from teengined.core.model import ModelManifest
@@ -32,6 +34,12 @@ class PlanningInput:
     ring_slots: int = 3
     """Groups that the staging ring holds: one computing, one arriving, one requested."""
     max_step_tokens: int = 512
+    max_logit_rows: int = 128
+    """Rows of logits that one step may have."""
+    block_tokens: int = 16
+    """KV is reserved in whole blocks of so many tokens."""
+    kv_dtype: Literal["auto", "int8"] = "auto"
+    """`auto`: the compute dtype of each device."""
     reserved_bytes: Mapping[str, int] = field(default_factory=dict[str, int])
     """By device id: what other deployments hold of its budget."""
     reserved_host_bytes: int = 0
@@ -44,13 +52,18 @@ class PlanningInput:
     default_bytes_per_second: float = 2e9
     """Of links that nobody measured: a copy into shared memory and a copy out, with room for a busy host."""
 
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of KV that hold every slot at the full context."""
+        return self.num_slots * math.ceil(self.context_tokens / self.block_tokens)
+
     def __post_init__(self) -> None:
         """Refuse numbers that no plan can mean.
 
         Raises:
             ValueError: names the field.
         """
-        for name in ("context_tokens", "num_slots", "max_step_tokens"):
+        for name in ("context_tokens", "num_slots", "max_step_tokens", "max_logit_rows", "block_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.ring_slots < 2:

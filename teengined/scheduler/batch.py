@@ -1,45 +1,161 @@
-"""What goes into one step: every running sequence that decodes, then prompt chunks in the order of the policy."""
+"""What goes into one run: a token for each sequence that decodes, then prompts in the order of the policy."""
 
-from collections.abc import Iterable
-
-from teengined.core.errors import PluginError
-from teengined.interfaces.policy import SchedulingPolicy
-from teengined.protocol.worker_messages import SequenceStep
+from teengined.protocol.worker_messages import BlockCopy, SequenceOpen, SequencePart
+from teengined.scheduler.beginnings import choose_beginning, may_begin
+from teengined.scheduler.events import Run
+from teengined.scheduler.ordering import Ordering
+from teengined.scheduler.preemption import Preemption
 from teengined.scheduler.sequence import Sequence
+from teengined.scheduler.state import Flight, State
 
-__all__ = ["compose_step", "in_policy_order"]
-
-
-def in_policy_order(policy: SchedulingPolicy, sequences: Iterable[Sequence], now_seconds: float) -> list[Sequence]:
-    """Return the sequences in the order in which the policy serves them.
-
-    Raises:
-        PluginError: the policy raised, or its answer is no permutation of the ids it was given.
-    """
-    by_id = {sequence.submitted.sequence_id: sequence for sequence in sequences}
-    try:
-        order = list(policy.order([sequence.view() for sequence in by_id.values()], now_seconds))
-        is_permutation = sorted(order) == sorted(by_id)
-    except Exception as error:  # The edge: a stranger's code may raise anything.
-        raise PluginError(f"scheduling policy {policy.name!r} failed: {error!r:.200}") from error
-    if not is_permutation:
-        raise PluginError(f"scheduling policy {policy.name!r} did not return a permutation of the sequences")
-    return [by_id[sequence_id] for sequence_id in order]
+__all__ = ["Composition"]
 
 
-def compose_step(ordered: Iterable[Sequence], max_step_tokens: int) -> tuple[SequenceStep, ...]:
-    """Return the parts of one step, at most `max_step_tokens` tokens, and count them as computed.
+class Composition:
+    """Puts one run together, and counts its parts as in flight while it does."""
 
-    Decode goes first: one token each, so a long prompt never stops an answer that is being read. At least one token
-    is left for prefill as long as there are fewer decoding sequences than `max_step_tokens`.
-    """
-    running = [sequence for sequence in ordered if sequence.running and not sequence.ended]
-    decoding = [sequence for sequence in running if sequence.prefilled][:max_step_tokens]
-    parts = [sequence.next_part(1) for sequence in decoding]
-    budget = max_step_tokens - len(parts)
-    for sequence in running:
-        if budget > 0 and not sequence.prefilled:
-            part = sequence.next_part(budget)
-            budget -= len(part.token_ids)
-            parts.append(part)
-    return tuple(parts)
+    def __init__(self, state: State, ordering: Ordering, now_seconds: float) -> None:
+        """Begin with an empty run."""
+        self._state = state
+        self._ordering = ordering
+        self._now_seconds = now_seconds
+        self._preemption = Preemption(state, ordering, now_seconds)
+        self._num_tokens_left = state.limits.max_step_tokens
+        self._num_rows_left = state.limits.max_logit_rows
+        self._parts: list[SequencePart] = []
+        self._opened: list[SequenceOpen] = []
+        self._copies: list[BlockCopy] = []
+        self._flights: list[Flight] = []
+
+    def compose(self, step: int) -> Run | None:
+        """Return the run of this number, or None where no sequence can go on now.
+
+        Raises:
+            PluginError: the policy broke its contract; nothing can be composed any more.
+        """
+        self._add_decodes()
+        self._add_prompts()
+        if not self._parts:
+            return None
+        self._state.cache.settle()
+        self._state.in_flight[step] = tuple(self._flights)
+        closed = tuple(self._state.closed)
+        self._state.closed.clear()
+        return Run(
+            step=step,
+            parts=tuple(self._parts),
+            closed=closed,
+            opened=tuple(self._opened),
+            copies=tuple(self._copies),
+        )
+
+    def _add_decodes(self) -> None:
+        """Add sequences with one token to run. A long prompt never stops an answer that is being read."""
+        state = self._state
+        if not state.decodes:
+            return
+        num_most = min(self._num_tokens_left, self._num_rows_left, self._decode_share())
+        candidates = list(state.decodes.values())
+        if self._lacks_blocks(candidates):
+            candidates = self._ordering.sort(candidates)  # Who is first gets the blocks.
+        for sequence in candidates:
+            if len(self._parts) == num_most:
+                break
+            if sequence.is_available:  # Not preempted meanwhile.
+                self._add(sequence, 1)
+
+    def _decode_share(self) -> int:
+        """Return how many decoding sequences one run takes, so that all runs in flight are about equal."""
+        state, num_runs = self._state, self._state.limits.num_microbatches
+        if num_runs == 1:
+            return len(state.decodes)
+        return -(-sum(sequence.num_remaining <= 1 for sequence in state.running.values()) // num_runs)
+
+    def _lacks_blocks(self, candidates: list[Sequence]) -> bool:
+        cache = self._state.cache
+        if cache.pool.num_available >= len(candidates):
+            return False
+        needed = sum(cache.num_needed(item.table, item.num_computed, item.num_computed + 1) for item in candidates)
+        return needed > cache.pool.num_available
+
+    def _add_prompts(self) -> None:
+        """Add chunks of prompts that run already, and begin those that wait, as far as room allows."""
+        state = self._state
+        can_begin = may_begin(state)
+        candidates = [*state.prompts.values(), *(state.waiting.values() if can_begin else ())]
+        if not candidates or self._num_tokens_left == 0:
+            return
+        num_tokens = min(self._num_tokens_left, self._prompt_share(candidates))
+        num_after = self._num_tokens_left - num_tokens
+        for sequence in self._ordering.sort(candidates):
+            num_most = self._num_tokens_left - num_after
+            if num_most == 0:
+                break
+            if sequence.is_running:
+                if sequence.is_available:
+                    self._add(sequence, num_most)
+            elif can_begin and not self._begin(sequence, num_most):
+                can_begin = False
+
+    def _prompt_share(self, candidates: list[Sequence]) -> int:
+        """Return how many prompt tokens one run takes, so that several prompts spread over the runs in flight."""
+        num_runs = min(self._state.limits.num_microbatches, len(candidates))
+        if num_runs == 1:
+            return self._num_tokens_left
+        return -(-sum(item.num_remaining if item.is_running else item.num_queued for item in candidates) // num_runs)
+
+    def _begin(self, sequence: Sequence, num_most: int) -> bool:
+        """Let a waiting sequence run if it can; say whether those after it may be looked at."""
+        state = self._state
+        if len(state.running) >= state.limits.max_running:
+            return False
+        if sequence.request.running and sequence.request.source() is None:
+            return True  # Another choice computes the prompt; this one will begin with it.
+        beginning = choose_beginning(state, sequence)
+        if beginning is None:
+            state.may_start = False
+            return False
+        if sequence.largest_part(beginning.num_tokens, num_most, self._num_rows_left) > 0:
+            state.start(sequence, beginning, self._now_seconds)
+            self._add(sequence, num_most)
+        return True
+
+    def _add(self, sequence: Sequence, num_most: int) -> None:
+        """Add the next tokens of an available sequence, as many as bounds and blocks allow."""
+        state, start, table = self._state, sequence.num_computed, sequence.table
+        num_tokens = sequence.largest_part(start, num_most, self._num_rows_left)
+        if num_tokens == 0:
+            return
+        if state.cache.num_needed(table, start, start + num_tokens) > state.cache.pool.num_available:
+            num_least = state.cache.num_needed(table, start, start + 1)
+            self._preemption.make_room(sequence, num_least)
+            num_tokens = min(num_tokens, state.cache.num_writable(table, start))
+            if num_tokens <= 0:
+                return
+        self._append(sequence, start, start + num_tokens)
+
+    def _append(self, sequence: Sequence, start: int, stop: int) -> None:
+        state, table = self._state, sequence.table
+        begins_with = () if sequence.is_open else tuple(table.block_ids)
+        extension = state.cache.extend(table, start, stop)
+        if not sequence.is_open:
+            self._opened.append(sequence.opening())
+        if extension.copied is not None:
+            copied = extension.copied
+            self._copies.append(
+                BlockCopy(sequence_id=sequence.id, index=copied.index, source=copied.source, target=copied.target)
+            )
+        samples = sequence.samples(stop)
+        self._num_tokens_left -= stop - start
+        self._num_rows_left -= sequence.num_logit_rows(start, stop)
+        self._flights.append(Flight(sequence, stop, samples))
+        self._parts.append(
+            SequencePart(
+                sequence_id=sequence.id,
+                token_ids=sequence.tokens(start, stop),
+                start_position=start,
+                new_blocks=begins_with + extension.new_block_ids,
+                sample=samples,
+            )
+        )
+        state.depart(sequence, stop)

@@ -1,56 +1,173 @@
-"""One sequence between its submission and its end."""
+"""A request and its sequences between submission and end: counts and what follows from them. No decisions."""
 
 from dataclasses import dataclass, field
 
+from teengined.core.request import Goal
 from teengined.interfaces.policy import SequenceView
-from teengined.protocol.worker_messages import SequenceStep
+from teengined.kvcache.block_table import BlockTable
+from teengined.protocol.worker_messages import SequenceOpen
 from teengined.scheduler.events import Submitted
 
-__all__ = ["Sequence"]
+__all__ = ["Request", "Sequence"]
 
 
-@dataclass(slots=True, kw_only=True)
-class Sequence:
-    """Counts of a sequence. `num_computed` tokens have their KV on the stages or in the step in flight."""
+@dataclass(slots=True, kw_only=True, eq=False)
+class Request:
+    """What the choices of one request have in common."""
 
     submitted: Submitted
     arrived_seconds: float
-    running: bool = False
-    """Holds a slot."""
-    ended: bool = False
-    """Its terminal event is out; the slot is held until the step in flight is over."""
-    num_computed: int = 0
-    emitted: list[int] = field(default_factory=list[int])
+    running: dict[int, "Sequence"] = field(default_factory=dict[int, "Sequence"])
+    """Choices that hold blocks: the others wait for one of them to have computed the prompt, and begin with it."""
+    told_until: int = 0
+    """Log-probabilities of the prompt are still to be told from this position on; its length where none are."""
+    end_token_ids: frozenset[int] = frozenset()
+    """Tokens that end a choice silently."""
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Work out once what every step asks."""
+        submitted = self.submitted
+        self.eos_token_ids = tuple(sorted(submitted.eos_token_ids))
+        eos = frozenset[int]() if submitted.sampling.ignore_eos else submitted.eos_token_ids
+        self.end_token_ids = eos | frozenset(submitted.sampling.stop_token_ids)
+        start = submitted.score_start if submitted.goal is Goal.SCORE else 1
+        self.told_until = min(max(1, start), self.num_prompt_tokens) if self.wants_logprobs else self.num_prompt_tokens
 
     @property
-    def prefilled(self) -> bool:
-        """Whether all of the prompt has been given to the stages."""
-        return self.num_computed >= len(self.submitted.prompt)
+    def wants_logprobs(self) -> bool:
+        """Whether log-probabilities of the prompt are told."""
+        goal, sampling = self.submitted.goal, self.submitted.sampling
+        return goal is Goal.SCORE or (goal is Goal.GENERATE and sampling.prompt_logprobs is not None)
 
-    def view(self) -> SequenceView:
-        """Return what a policy may know."""
-        return SequenceView(
-            id=self.submitted.sequence_id,
-            owner=self.submitted.owner,
-            arrived_seconds=self.arrived_seconds,
-            num_prompt_tokens=len(self.submitted.prompt),
-            num_computed_tokens=self.num_computed,
-            num_emitted_tokens=len(self.emitted),
-            running=self.running,
-        )
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.submitted.prompt)
 
-    def next_part(self, max_tokens: int) -> SequenceStep:
-        """Return the next decode token or prompt chunk of at most `max_tokens`, and count it as computed."""
-        start = self.num_computed
-        tokens = (self.emitted[-1],) if self.prefilled else self.submitted.prompt[start : start + max_tokens]
-        self.num_computed += len(tokens)
-        sampling = self.submitted.sampling
-        return SequenceStep(
-            sequence_id=self.submitted.sequence_id,
-            token_ids=tokens,
-            start_position=start,
-            sample=self.prefilled,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
+    @property
+    def max_cached_tokens(self) -> int:
+        """How many tokens of the prompt may come from the prefix cache, were there no last token to run.
+
+        A row whose logits are to be told must run, and a mean is made of every row.
+        """
+        if self.submitted.goal is Goal.EMBED and self.submitted.pooling != "last":
+            return 0
+        return self.told_until - 1 if self.told_until < self.num_prompt_tokens else 1 << 62
+
+    def source(self) -> "Sequence | None":
+        """Return a choice that has computed the prompt and still holds it."""
+        length = self.num_prompt_tokens
+        return next((choice for choice in self.running.values() if choice.num_computed >= length), None)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Sequence:
+    """One choice of a request."""
+
+    id: int
+    choice: int
+    request: Request
+    table: BlockTable
+    emitted: list[int] = field(default_factory=list[int])
+    num_computed: int = 0
+    """Tokens whose KV is on the stages."""
+    num_in_flight: int = 0
+    """Tokens after them in a step that is not over."""
+    is_running: bool = False
+    """Holds blocks, or may take some."""
+    is_open: bool = False
+    """The stages know it."""
+    has_ended: bool = False
+    cached_tokens: int | None = None
+    """Prompt tokens from the prefix cache; None before it first ran."""
+    num_charged: int = 0
+    """Tokens that its owner was charged for, or that cost nothing. What a preemption repeats is not charged again."""
+    num_queued: int = 0
+    """Tokens that it adds to those that wait, while it does."""
+    _view: SequenceView | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are known: prompt and answer."""
+        return len(self.request.submitted.prompt) + len(self.emitted)
+
+    @property
+    def num_remaining(self) -> int:
+        """Known tokens that no step has brought to the stages yet."""
+        return self.num_tokens - self.num_computed - self.num_in_flight
+
+    @property
+    def is_available(self) -> bool:
+        """Whether it runs and no step in flight has it."""
+        return self.is_running and not self.num_in_flight
+
+    def tokens(self, start: int, stop: int) -> tuple[int, ...]:
+        """Return the known tokens at positions `[start, stop)`; fewer where they end before."""
+        prompt = self.request.submitted.prompt
+        length = len(prompt)
+        if stop <= length:
+            return prompt[start:stop]
+        return (*prompt[start:], *self.emitted[max(0, start - length) : stop - length])
+
+    def samples(self, stop: int) -> bool:
+        """Whether a token is drawn after a part that ends at `stop`."""
+        return stop == self.num_tokens and self.request.submitted.goal is Goal.GENERATE
+
+    def num_logit_rows(self, start: int, stop: int) -> int:
+        """Return how many rows of the head a part of tokens `[start, stop)` takes.
+
+        Where log-probabilities are told, each row from the one before the first told token to the end of the prompt.
+        """
+        length = self.request.num_prompt_tokens
+        if self.request.told_until < length and start < length:
+            return max(0, min(stop, length) - max(start, self.request.told_until - 1))
+        return int(self.samples(stop))
+
+    def largest_part(self, start: int, max_tokens: int, max_logit_rows: int) -> int:
+        """Return how many tokens from `start` on a part may have within these bounds."""
+        stop = min(self.num_tokens, start + max_tokens)
+        length = self.request.num_prompt_tokens
+        if self.request.told_until < length and start < length:
+            return min(stop, max(start, self.request.told_until - 1) + max_logit_rows) - start
+        return stop - start - int(max_logit_rows == 0 and self.samples(stop))
+
+    def view(self, owner_served_tokens: float) -> SequenceView:
+        """Return what a policy may know; the last view where nothing changed."""
+        view = self._view
+        num_computed = self.num_computed + self.num_in_flight
+        if (
+            view is None
+            or view.owner_served_tokens != owner_served_tokens
+            or view.num_computed_tokens != num_computed
+            or view.num_emitted_tokens != len(self.emitted)
+            or view.running != self.is_running
+        ):
+            submitted = self.request.submitted
+            view = self._view = SequenceView(
+                id=self.id,
+                owner=submitted.owner,
+                arrived_seconds=self.request.arrived_seconds,
+                num_prompt_tokens=len(submitted.prompt),
+                num_computed_tokens=num_computed,
+                num_emitted_tokens=len(self.emitted),
+                running=self.is_running,
+                priority=submitted.priority,
+                owner_served_tokens=owner_served_tokens,
+            )
+        return view
+
+    def opening(self) -> SequenceOpen:
+        """Return what a worker must know before the sequence's first part."""
+        submitted = self.request.submitted
+        return SequenceOpen(
+            sequence_id=self.id,
+            num_prompt_tokens=len(submitted.prompt),
+            sampling=submitted.sampling,
+            eos_token_ids=self.request.eos_token_ids,
+            choice=self.choice,
+            goal=submitted.goal,
+            pooling=submitted.pooling,
+            score_start=self.request.told_until,
+            history=self.tokens(0, self.num_tokens) if submitted.sampling.uses_history else (),
         )

@@ -1,95 +1,138 @@
-"""One answer under way: tokens in, numbered chunks out, and the account of what it used."""
+"""One request under way: what its sequences say becomes chunks, log-probabilities or a vector, and one end."""
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from teengined.core.errors import TeengineError
-from teengined.core.request import FinishReason, Usage
-from teengined.protocol.messages import Finished, TokenChunk
-from teengined.service.detokenizer import Detokenizer
+from teengined.core.errors import InternalError, TeengineError
+from teengined.core.request import FinishReason, TokenLogprobs, Usage
+from teengined.protocol.messages import RequestItem
+from teengined.scheduler.events import Emit, Tell
+from teengined.service.account import Account
+from teengined.service.choice import Choice
+from teengined.service.chunk_stream import ChunkStream, Piece
 
-__all__ = ["Answer"]
+__all__ = ["Answer", "Outcome"]
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a request ended that did not fail."""
+
+    reason: FinishReason
+    """Of the first choice; `cancelled` if any choice was."""
+    usage: Usage
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of consecutive prompt tokens, the first of them at the position that was asked for."""
+    vector: bytes | None = None
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class Answer:
-    """Folds the events of one sequence. Times are monotonic seconds, passed in."""
+    """Folds the events of a request's sequences."""
 
     request_id: str
-    sequence_id: int
-    num_prompt_tokens: int
-    detokenizer: Detokenizer
-    deliver: Callable[[TokenChunk], None]
-    """Hands a chunk to the client without waiting."""
-    ended: "asyncio.Future[Finished]"
-    """The one end: `Finished`, or the error."""
-    started_seconds: float | None = None
-    """When its first part went to the stages."""
-    streamed_bytes: float = 0.0
-    decode_streamed_bytes: float = 0.0
-    _num_chunks: int = 0
-    _num_tokens: int = 0
-    _first_token_seconds: float = 0.0
-    _last_token_seconds: float = 0.0
+    model: str
+    owner: str
+    client_id: str
+    priority: int
+    max_tokens: int
+    choices: tuple[Choice, ...]
+    stream: ChunkStream | None
+    """None where nothing is drawn."""
+    account: Account
+    ended: "asyncio.Future[Outcome]"
+    """The one end: its outcome, or the error."""
+    _logprobs: dict[int, TokenLogprobs] = field(default_factory=dict[int, TokenLogprobs])
+    """Of the prompt, by position: a prompt that is computed again after a preemption tells them again."""
+    _vector: bytes | None = None
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens delivered so far."""
-        return self._num_tokens
+    def live_sequences(self) -> tuple[int, ...]:
+        """Sequences whose end is not known yet."""
+        return tuple(choice.sequence_id for choice in self.choices if choice.reason is None)
 
-    def begin(self, now_seconds: float) -> None:
-        """Note the start of its prefill, the first time."""
-        if self.started_seconds is None:
-            self.started_seconds = now_seconds
+    @property
+    def too_slow(self) -> bool:
+        """Whether more of it waits for its reader than may."""
+        return self.stream is not None and self.stream.is_over
 
-    def note_streamed(self, num_bytes: float) -> None:
-        """Account for its share of the weights that a step moved."""
-        self.streamed_bytes += num_bytes
-        if self._num_tokens:
-            self.decode_streamed_bytes += num_bytes
+    def emit(self, choice: Choice, emit: Emit, now_seconds: float) -> None:
+        """Take a token of a choice in. Its chunk leaves with `flush`, when it is known whether the choice goes on."""
+        self.account.note_token(now_seconds)
+        text = choice.add(emit.token, silent=emit.silent)
+        logprobs = () if emit.token.logprobs is None else (emit.token.logprobs,)
+        self._stream(Piece(choice=choice.index, token_ids=(emit.token.token_id,), text=text, logprobs=logprobs))
 
-    def emit(self, token_id: int, now_seconds: float, *, silent: bool) -> None:
-        """Deliver a token; a silent one (end of sequence) is delivered without text."""
-        self._last_token_seconds = now_seconds
-        if self._num_tokens == 0:
-            self._first_token_seconds = now_seconds
-        self._num_tokens += 1
-        text = "" if silent else self.detokenizer.add(token_id)
-        self._send((token_id,), text)
+    def tell(self, tell: Tell) -> None:
+        """Take in what was found out about the prompt."""
+        if tell.prompt_logprobs is not None:
+            self._logprobs.update(enumerate(tell.prompt_logprobs.logprobs, tell.prompt_logprobs.start_position))
+        if tell.vector is not None:
+            self._vector = tell.vector.vector
 
-    def finish(self, reason: FinishReason, predicted_seconds: float, bytes_per_second: float) -> None:
-        """Deliver the text that still waited for the rest of a code point, then end.
+    def end_choice(self, choice: Choice, reason: FinishReason) -> bool:
+        """Note the end of a choice; return whether it was the last one."""
+        rest = choice.end(reason)
+        self._stream(Piece(choice=choice.index, text=rest, reason=choice.reason))
+        return not self.live_sequences
 
-        `predicted_seconds` is the planned compute of one token, `bytes_per_second` the measured disk: the larger of the
-        two times is the bound that the answer's speed is held against.
-        """
-        if rest := self.detokenizer.flush():
-            self._send((), rest)
-        started = self.started_seconds if self.started_seconds is not None else self._first_token_seconds
-        decode_steps = max(1, self._num_tokens - 1)
-        streamed_seconds = self.decode_streamed_bytes / decode_steps / bytes_per_second
-        usage = Usage(
-            prompt_tokens=self.num_prompt_tokens,
-            completion_tokens=self._num_tokens,
-            prefill_seconds=max(0.0, self._first_token_seconds - started),
-            decode_seconds=max(0.0, self._last_token_seconds - self._first_token_seconds),
-            streamed_bytes=int(self.streamed_bytes),
-            bound_seconds_per_token=max(predicted_seconds, streamed_seconds),
-        )
-        self._end(Finished(request_id=self.request_id, sequence=self._num_chunks, reason=reason, usage=usage))
+    def flush(self) -> None:
+        """Send the chunks that may leave."""
+        if self.stream is not None:
+            self.stream.flush()
+
+    def finish(self, usage: Usage) -> None:
+        """End as the choices ended."""
+        reasons = [choice.reason or FinishReason.STOP for choice in self.choices]
+        reason = FinishReason.CANCELLED if FinishReason.CANCELLED in reasons else reasons[0]
+        try:
+            logprobs = self._told_in_order()
+        except InternalError as error:
+            self.fail(error)
+            return
+        if not self.ended.done():
+            outcome = Outcome(reason=reason, usage=usage, prompt_logprobs=logprobs, vector=self._vector)
+            self.ended.set_result(outcome)
 
     def fail(self, error: TeengineError) -> None:
-        """End with an error."""
+        """End with an error, whatever its other choices do."""
+        if self.stream is not None:
+            self.stream.drop()
         if not self.ended.done():
             self.ended.set_exception(error)
             self.ended.exception()  # Seen: whoever asked may be gone.
 
-    def _send(self, token_ids: tuple[int, ...], text: str) -> None:
-        chunk = TokenChunk(request_id=self.request_id, sequence=self._num_chunks, token_ids=token_ids, text=text)
-        self._num_chunks += 1
-        self.deliver(chunk)
+    def describe(self, now_seconds: float) -> RequestItem:
+        """Return what `teengine requests` shows."""
+        return RequestItem(
+            request_id=self.request_id,
+            model=self.model,
+            owner=self.owner,
+            client_id=self.client_id,
+            state=self._state,
+            priority=self.priority,
+            num_choices=len(self.choices),
+            num_prompt_tokens=self.account.num_prompt_tokens,
+            num_cached_tokens=self.account.num_cached_tokens,
+            num_emitted_tokens=self.account.num_tokens,
+            max_tokens=self.max_tokens,
+            age_seconds=now_seconds - self.account.submitted_seconds,
+        )
 
-    def _end(self, finished: Finished) -> None:
-        if not self.ended.done():
-            self.ended.set_result(finished)
+    @property
+    def _state(self) -> str:
+        if self.stream is not None and self.stream.waits:
+            return "waiting for its reader"
+        if self.account.num_tokens:
+            return "decode"
+        return "prefill" if self.account.started else "queued"
+
+    def _stream(self, piece: Piece) -> None:
+        if self.stream is not None and not self.ended.done():
+            self.stream.add(piece)
+
+    def _told_in_order(self) -> tuple[TokenLogprobs, ...]:
+        positions = sorted(self._logprobs)
+        if positions and positions[-1] - positions[0] + 1 != len(positions):
+            raise InternalError(f"the log-probabilities of some prompt tokens of request {self.request_id} are missing")
+        return tuple(self._logprobs[position] for position in positions)

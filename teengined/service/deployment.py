@@ -1,10 +1,10 @@
 """One loaded model: the shell around its scheduler. Events go in, steps go to the stages, chunks to the clients."""
 
 import asyncio
+import contextlib
 import logging
-import secrets
 import time
-from collections.abc import Callable
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,33 +19,23 @@ from teengined.core.errors import (
     error_class,
 )
 from teengined.core.model import ModelManifest
-from teengined.core.request import FinishReason
-from teengined.core.sampling import SamplingParams
-from teengined.protocol.messages import Deployment, TokenChunk
-from teengined.protocol.worker_messages import SampledToken, StepDone, WorkerError
-from teengined.scheduler.events import (
-    Cancelled,
-    Emit,
-    End,
-    Event,
-    Forget,
-    PipelineLost,
-    PipelineReady,
-    Run,
-    StepCompleted,
-    StepFailed,
-    Submitted,
-    Tick,
-)
+from teengined.protocol.messages import Deployment, RequestItem
+from teengined.protocol.worker_messages import StepDone, WorkerError
+from teengined.scheduler.events import Event, PipelineLost, PipelineReady, StepFailed, Tick
 from teengined.scheduler.scheduler import Scheduler
+from teengined.service.admission import ModelLimits
 from teengined.service.answer import Answer
+from teengined.service.answers import AnswerTable
+from teengined.service.pipeline import FinishedStep, Pipeline
+from teengined.service.prompts import PromptReader
 from teengined.service.settings import LimitSettings, WorkerSettings
 from teengined.service.speed import SpeedMeter
 from teengined.service.stages import OnProgress, StageSet
+from teengined.service.submission import Submission
 from teengined.service.text import TextCodec
 from teengined.service.workers import WorkerPool
 
-__all__ = ["LoadedModel", "Submission"]
+__all__ = ["LoadedModel"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,28 +43,6 @@ logger = logging.getLogger(__name__)
 _BREAKING = (PackageError, DriverError, TransportError, DeadlineExceeded)
 
 _TICK_SECONDS = 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
-    """A validated request."""
-
-    owner: str
-    prompt: tuple[int, ...]
-    sampling: SamplingParams
-    timeout_seconds: float
-    deliver: Callable[[TokenChunk], None]
-
-
-@dataclass(slots=True, kw_only=True)
-class _StepInFlight:
-    run: Run
-    deadline: asyncio.TimerHandle
-    reported: set[int] = field(default_factory=set[int])
-    parts: list[StepDone] = field(default_factory=list[StepDone])
-    tokens: tuple[SampledToken, ...] = ()
-    """What the last stage drew."""
-    error: TeengineError | None = None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -88,6 +56,8 @@ class LoadedModel:
     manifest: ModelManifest
     stages: StageSet
     text: TextCodec
+    prompts: PromptReader
+    request_limits: ModelLimits
     scheduler: Scheduler
     speed: SpeedMeter
     pool: WorkerPool
@@ -95,12 +65,23 @@ class LoadedModel:
     worker_settings: WorkerSettings
     state: str = "loading"
     problem: str = ""
-    _answers: dict[int, Answer] = field(default_factory=dict[int, Answer])
-    _next_sequence: int = 0
-    _step: _StepInFlight | None = None
+    _pipeline: Pipeline = field(init=False)
+    _answers: AnswerTable = field(init=False)
+    _num_sequences: int = 0
     _recovery: "asyncio.Task[None] | None" = None
     _ticker: "asyncio.Task[None] | None" = None
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        """Wire the parts that belong to this deployment alone."""
+        self._answers = AnswerTable(speed=self.speed)
+        self._pipeline = Pipeline(
+            stages=self.stages,
+            pool=self.pool,
+            step_timeout=self.limits.step_timeout,
+            on_finished=self._on_step_finished,
+            on_broken=self._begin_recovery,
+        )
 
     async def open(self, on_progress: OnProgress) -> None:
         """Open the stages for the first time.
@@ -116,7 +97,7 @@ class LoadedModel:
             await asyncio.shield(self.close())
             raise
         self.state = "ready"
-        self._feed(PipelineReady())
+        self._advance(PipelineReady())
         self._ticker = asyncio.create_task(self._tick())
 
     async def close(self) -> None:
@@ -132,7 +113,7 @@ class LoadedModel:
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        self._lose(error)
+        self._end_everything(error)
 
     @property
     def opened(self) -> bool:
@@ -144,60 +125,51 @@ class LoadedModel:
         self.state = "unloading"
 
     async def wait_idle(self) -> None:
-        """Return when no answer is under way, nor a step whose answers were cancelled: its stages are busy still."""
+        """Return when no answer is under way or being read, nor a step whose answers were cancelled."""
         await self._idle.wait()
 
-    @property
-    def num_running(self) -> int:
-        """Answers that hold a slot."""
-        return self.scheduler.num_running
-
-    @property
-    def num_queued(self) -> int:
-        """Answers that wait for one."""
-        return self.scheduler.num_waiting
-
     def submit(self, submission: Submission) -> Answer:
-        """Queue a request and return its answer, whose `ended` is the end.
+        """Queue a request and return its answer, whose `ended` is the end. Its caller must `release` it.
 
         Raises:
-            QueueFull: too many wait already.
+            QueueFull, QuotaExceeded: too many wait already; says when to come back.
             WorkerLost: the deployment has failed for good.
         """
         if self.state not in ("ready", "loading"):
             raise WorkerLost(f"{self.name} is {self.state}: {self.problem}", hint=f"`teengine load {self.name}` again")
-        self._next_sequence += 1
-        answer = Answer(
-            request_id=secrets.token_hex(8),
-            sequence_id=self._next_sequence,
-            num_prompt_tokens=len(submission.prompt),
-            detokenizer=self.text.detokenizer(),
-            deliver=submission.deliver,
-            ended=asyncio.get_running_loop().create_future(),
-        )
-        event = Submitted(
-            sequence_id=answer.sequence_id,
-            owner=submission.owner,
-            prompt=submission.prompt,
-            sampling=submission.sampling,
-            eos_token_ids=frozenset(self.manifest.eos_token_ids),
-            deadline_seconds=time.monotonic() + submission.timeout_seconds,
-        )
-        self._answers[answer.sequence_id] = answer
+        now = time.monotonic()
+        first, self._num_sequences = self._num_sequences, self._num_sequences + submission.sampling.num_choices
+        sequence_ids = range(first, self._num_sequences)
+        ended = asyncio.get_running_loop().create_future()
+        answer = submission.answer(self.name, sequence_ids, self.text, ended, now)
+        self._answers.add(answer)
         self._idle.clear()
         try:
-            self._feed(event)
+            self._advance(submission.event(sequence_ids, self.manifest.eos_token_ids))
         except TeengineError:
-            self._drop(answer.sequence_id)
+            self._answers.take_back(answer)
+            self._note_idle()
             raise
         return answer
 
     def cancel(self, answer: Answer) -> None:
-        """Stop an answer, which ends with reason `cancelled`; at the latest with the step in flight."""
-        self._feed(Cancelled(sequence_id=answer.sequence_id))
+        """Stop an answer, which ends with reason `cancelled`; at the latest with the steps in flight."""
+        self._advance(*self._answers.cancel(answer))
+
+    def release(self, answer: Answer) -> None:
+        """Let go of an answer; one that is not over is cancelled."""
+        if not answer.ended.done():
+            self.cancel(answer)
+        self._answers.release(answer)
+        self._note_idle()
+
+    def requests(self) -> tuple[RequestItem, ...]:
+        """Return what is under way, oldest first."""
+        return self._answers.describe(time.monotonic())
 
     def describe(self) -> Deployment:
         """Return the deployment as `teengine ps` shows it."""
+        scheduler, meter = self.scheduler, self._pipeline.meter
         return Deployment(
             id=self.id,
             model=self.name,
@@ -205,18 +177,25 @@ class LoadedModel:
             plan=self.stages.plan,
             size_bytes=self.manifest.size_bytes,
             precision=self.manifest.precision,
-            num_running=self.num_running,
-            num_queued=self.num_queued,
+            num_running=scheduler.num_running,
+            num_queued=scheduler.num_waiting,
             num_completed=self.speed.num_completed,
             tokens_per_second=self.speed.tokens_per_second,
             bound_tokens_per_second=self.speed.bound_tokens_per_second,
             problem=self.problem,
+            num_blocks=scheduler.limits.num_blocks,
+            num_used_blocks=scheduler.num_used_blocks,
+            num_cached_blocks=scheduler.num_cached_blocks,
+            num_queued_tokens=scheduler.num_waiting_tokens,
+            num_preempted=scheduler.num_preempted,
+            total_tokens_per_second=meter.tokens_per_second(time.monotonic()),
+            stage_bubbles=meter.bubbles,
         )
 
     def on_message(self, device_id: str, message: Any) -> None:
         """Take what a worker says about this deployment."""
         if isinstance(message, StepDone):
-            self._on_step_done(device_id, message)
+            self._pipeline.on_step_done(device_id, message)
         elif isinstance(message, WorkerError):
             self._on_worker_error(device_id, message)
         else:
@@ -229,135 +208,83 @@ class LoadedModel:
         if self.state in ("ready", "unloading"):
             self._begin_recovery(error)
 
-    def _feed(self, event: Event) -> None:
+    def _advance(self, *events: Event) -> None:
+        """Feed events, send the steps that follow from them, and only then the chunks: the stages wait for steps.
+
+        Raises:
+            QueueFull, QuotaExceeded: for `Submitted` only; nothing changed.
+        """
         now = time.monotonic()
+        pending = deque(events)
         try:
-            instructions = self.scheduler.handle(event, now)
+            while pending or (pending := deque(self._answers.flush())):
+                self._feed(pending, now)
+                for run in self.scheduler.next_runs(now):
+                    self._answers.begin(run, now)
+                    self._pipeline.run(run)
         except PluginError as error:
             self._give_up(error)
-            return
-        for instruction in instructions:
-            match instruction:
-                case Run():
-                    self._run(instruction, now)
-                case Forget():
-                    self.stages.forget(instruction.sequence_ids)
-                case Emit():
-                    answer = self._answers[instruction.sequence_id]
-                    answer.emit(instruction.token_id, now, silent=instruction.silent)
-                case End():
-                    self._end(instruction)
+        self._note_idle()
+
+    def _feed(self, pending: deque[Event], now: float) -> None:
+        while pending:
+            for instruction in self.scheduler.handle(pending.popleft(), now):
+                pending.extend(self._answers.obey(instruction, now))
 
     def _give_up(self, error: PluginError) -> None:
         """Fail everything: with a broken policy no step can be chosen any more."""
         logger.error("%s: %s", self.name, error.message)
         self.state, self.problem = "failed", error.message
-        self._lose(error)  # Empties the scheduler too, which then has nothing to ask the policy about.
-        for sequence_id in tuple(self._answers):  # Their ends were lost with the instructions.
-            self._drop(sequence_id).fail(error)
+        self._end_everything(error)
 
-    def _run(self, run: Run, now: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._step = _StepInFlight(run=run, deadline=loop.call_later(self.limits.step_timeout, self._on_step_timeout))
-        for part in run.sequences:
-            self._answers[part.sequence_id].begin(now)
-        self.stages.run(run)
-
-    def _end(self, end: End) -> None:
-        answer = self._drop(end.sequence_id)
-        if end.error is not None:
-            answer.fail(end.error)
-            return
-        reason = end.reason or FinishReason.STOP
-        answer.finish(reason, self.speed.compute_seconds, self.speed.disk_bytes_per_second)
-        if reason is not FinishReason.CANCELLED:
-            self.speed.note(answer.ended.result().usage)
-
-    def _drop(self, sequence_id: int) -> Answer:
-        answer = self._answers.pop(sequence_id)
+    def _end_everything(self, error: TeengineError) -> None:
+        """Fail every answer, also those that a lost pipeline would leave waiting; nothing will run any more."""
+        self._pipeline.abandon()
+        for event in (PipelineLost(error=error), *self._answers.cancel_all()):
+            with contextlib.suppress(PluginError):  # Its policy may be what failed.
+                self.scheduler.handle(event, time.monotonic())
+        self._answers.fail_all(error)
         self._note_idle()
-        return answer
 
     def _note_idle(self) -> None:
-        if not self._answers and self._step is None:
+        if self._answers.is_empty and not self._pipeline.busy:
             self._idle.set()
 
-    def _on_step_done(self, device_id: str, done: StepDone) -> None:
-        step = self._step
-        if step is None or done.step != step.run.step:
-            return
-        self.pool.note_progress(device_id)
-        step.reported.add(self.stages.index_of(device_id))
-        step.parts.append(done)
-        share = done.streamed_bytes / len(step.run.sequences)
-        for part in step.run.sequences:
-            if answer := self._answers.get(part.sequence_id):
-                answer.note_streamed(share)
-        if device_id == self.stages.device_ids[-1]:
-            step.tokens = done.tokens
-        self._finish_step(step)
-
-    def _on_worker_error(self, device_id: str, message: WorkerError) -> None:
-        error = error_class(message.code)(f"{device_id}: {message.message}", hint=message.hint)
-        if self.stages.fail(device_id, error):
-            return
-        step = self._step
-        if message.step is None or step is None:
-            logger.warning("%s: %s", self.name, error.message)
-            if message.step is None and self.state == "ready":
-                self._begin_recovery(error)
-            return
-        if message.step != step.run.step:
-            return
-        if step.error is None or isinstance(step.error, TransportError):
-            step.error = error  # A stage that failed knows why; its neighbours only that it did.
-        step.reported.add(self.stages.index_of(device_id))
-        self._finish_step(step)
-
-    def _finish_step(self, step: _StepInFlight) -> None:
-        """End the step once every stage has reported: then each is ready for the next, and the account is complete."""
-        if len(step.reported) < len(self.stages.device_ids):
-            return
-        self._over(step)
+    def _on_step_finished(self, step: FinishedStep) -> None:
+        self._answers.note_streamed(step)
         if step.error is None:
-            self.speed.learn(step.parts, sum(len(part.token_ids) for part in step.run.sequences))
-            self._feed(StepCompleted(step=step.run.step, tokens=step.tokens))
+            self.speed.learn(step.parts, sum(len(part.token_ids) for part in step.run.parts))
+            self._advance(step.event)
             return
         logger.error("%s: step %d failed: %s", self.name, step.run.step, step.error.message)
         if isinstance(step.error, _BREAKING):
             self._begin_recovery(step.error)
             return
-        self._feed(StepFailed(step=step.run.step, error=step.error))
+        self._advance(StepFailed(step=step.run.step, error=step.error))
 
-    def _over(self, step: _StepInFlight) -> None:
-        step.deadline.cancel()
-        self._step = None
-        self._note_idle()
-
-    def _on_step_timeout(self) -> None:
-        step = self._step
-        if step is None:
+    def _on_worker_error(self, device_id: str, message: WorkerError) -> None:
+        error = error_class(message.code)(f"{device_id}: {message.message}", hint=message.hint)
+        if self.stages.fail(device_id, error):
             return
-        silent = [device for index, device in enumerate(self.stages.device_ids) if index not in step.reported]
-        for device_id in silent:
-            self.pool.kill(device_id, f"did not finish a step within {self.limits.step_timeout:g} s")
-        self._begin_recovery(DeadlineExceeded(f"a step took longer than {self.limits.step_timeout:g} s"))
+        if message.step is not None:
+            self._pipeline.on_step_error(device_id, message.step, error)
+            return
+        logger.warning("%s: %s", self.name, error.message)
+        if self.state == "ready":
+            self._begin_recovery(error)
 
     def _begin_recovery(self, error: TeengineError) -> None:
         """Fail what runs; open the stages again, unless the model is being unloaded."""
         self.problem = error.message
-        self._lose(error)
+        self._pipeline.abandon()
         if self.state != "ready":
-            return  # On its way out: nothing runs any more, and nothing needs to come back.
+            self._end_everything(error)  # On its way out: nothing runs any more, and nothing needs to come back.
+            return
         self.state = "loading"
+        self._advance(PipelineLost(error=error))
         if self._recovery is None or self._recovery.done():
             self._recovery = asyncio.create_task(self._recover())
             self._recovery.add_done_callback(lambda task: task.cancelled() or task.exception())
-
-    def _lose(self, error: TeengineError) -> None:
-        if self._step is not None:
-            self._over(self._step)
-        self._feed(PipelineLost(error=error))
 
     async def _recover(self) -> None:
         """Open the stages again until it works, an error is final, or the workers failed too often."""
@@ -379,12 +306,13 @@ class LoadedModel:
                 # While it came back, someone may have begun to unload it, which its waiting answers may still see.
                 self.state, self.problem = "ready" if self.state == "loading" else self.state, ""
                 logger.info("%s is ready again", self.name)
-                self._feed(PipelineReady())
+                self._advance(PipelineReady())
                 return
         self.state = "failed"
-        self._lose(WorkerLost(f"{self.name} has failed: {self.problem}", hint=f"`teengine load {self.name}` again"))
+        error = WorkerLost(f"{self.name} has failed: {self.problem}", hint=f"`teengine load {self.name}` again")
+        self._end_everything(error)
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
-            self._feed(Tick())
+            self._advance(Tick())

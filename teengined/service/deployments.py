@@ -13,11 +13,14 @@ from teengined.core.errors import CapacityError, Conflict, Draining, UnknownMode
 from teengined.core.model import ModelManifest
 from teengined.core.plan import Plan, Tier
 from teengined.modelpack.verify import check_companions
+from teengined.placement.inputs import PlanningInput
 from teengined.protocol.messages import Deployment, Loaded, LoadModel, LoadProgress
 from teengined.scheduler.scheduler import Scheduler, SchedulerLimits
+from teengined.service.admission import ModelLimits
 from teengined.service.deployment import LoadedModel
 from teengined.service.host import available_memory_bytes
 from teengined.service.planning import Planned, Planner
+from teengined.service.prompts import PromptReader
 from teengined.service.settings import Config
 from teengined.service.speed import SpeedMeter
 from teengined.service.stages import StageOptions, StageSet
@@ -49,7 +52,7 @@ class DeploymentSet:
 
     def describe(self) -> tuple[Deployment, ...]:
         """Return all deployments by name."""
-        return tuple(self._models[name].describe() for name in sorted(self._models))
+        return tuple(model.describe() for model in self.models)
 
     def get(self, name: str) -> LoadedModel:
         """Return a loaded model.
@@ -77,14 +80,19 @@ class DeploymentSet:
         return dict(reserved)
 
     @property
+    def models(self) -> tuple[LoadedModel, ...]:
+        """All of them, by name."""
+        return tuple(self._models[name] for name in sorted(self._models))
+
+    @property
     def num_running(self) -> int:
-        """Answers that hold a slot, everywhere."""
-        return sum(model.num_running for model in self._models.values())
+        """Sequences that hold KV, everywhere."""
+        return sum(model.scheduler.num_running for model in self._models.values())
 
     @property
     def num_queued(self) -> int:
-        """Answers that wait for a slot, everywhere."""
-        return sum(model.num_queued for model in self._models.values())
+        """Sequences that wait for it, everywhere."""
+        return sum(model.scheduler.num_waiting for model in self._models.values())
 
     async def load(self, request: LoadModel, on_progress: OnProgress) -> Loaded:
         """Plan a model beside those that are loaded, open its stages, and return when it answers.
@@ -188,13 +196,12 @@ class DeploymentSet:
             direct_io=self._wants_direct_io(planned.manifest, plan),
             streaming=config.streaming,
             limits=config.limits,
+            num_blocks=planned.planning.num_blocks,
+            block_tokens=planned.planning.block_tokens,
+            kv_dtype=planned.planning.kv_dtype,
+            numerics=request.plan.numerics or config.planning.numerics,
         )
-        limits = SchedulerLimits(
-            num_slots=plan.num_slots,
-            max_waiting=config.limits.max_waiting,
-            max_step_tokens=config.streaming.max_step_tokens,
-        )
-        policy = self.planner.registry.scheduling_policy(config.limits.scheduling_policy)
+        policy = self.planner.registry.scheduling_policy(config.batching.scheduling_policy)
         return LoadedModel(
             id=deployment_id,
             name=name,
@@ -202,7 +209,9 @@ class DeploymentSet:
             manifest=planned.manifest,
             stages=StageSet(deployment_id, plan, options, self.pool),
             text=text,
-            scheduler=Scheduler(policy, limits, ready=False),
+            prompts=PromptReader(text, plan.context_tokens),
+            request_limits=_request_limits(config, name, planned),
+            scheduler=Scheduler(policy, _scheduler_limits(config, plan, planned.planning)),
             speed=SpeedMeter(plan, planned.profiles.host.disk_read_bytes_per_second),
             pool=self.pool,
             limits=config.limits,
@@ -218,3 +227,32 @@ class DeploymentSet:
         placements = [placement for stage in plan.stages for placement in stage.units]
         streamed = sum(sizes[placement.unit_id] for placement in placements if placement.tier is not Tier.DEVICE)
         return streamed > available_memory_bytes()
+
+
+def _scheduler_limits(config: Config, plan: Plan, planning: PlanningInput) -> SchedulerLimits:
+    # A stage that streams reads its weights once for each step: steps side by side would read them once for each.
+    streams = any(stage.streamed_bytes for stage in plan.stages)
+    return SchedulerLimits(
+        max_running=config.batching.max_running,
+        max_waiting=config.limits.max_waiting,
+        max_waiting_tokens=config.limits.max_waiting_tokens,
+        max_owner_waiting=config.limits.max_owner_waiting,
+        max_owner_waiting_tokens=config.limits.max_owner_waiting_tokens,
+        max_step_tokens=config.streaming.max_step_tokens,
+        max_logit_rows=config.batching.max_logit_rows,
+        num_blocks=planning.num_blocks,
+        block_tokens=planning.block_tokens,
+        num_microbatches=1 if streams else len(plan.stages),
+        prefix_cache=config.batching.prefix_cache,
+    )
+
+
+def _request_limits(config: Config, name: str, planned: Planned) -> ModelLimits:
+    return ModelLimits(
+        model=name,
+        vocab_size=planned.manifest.vocab_size,
+        context_tokens=planned.plan.context_tokens,
+        max_choices=config.batching.max_choices,
+        max_inputs=config.batching.max_inputs,
+        max_seconds=config.limits.max_request_time,
+    )

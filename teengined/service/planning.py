@@ -15,7 +15,7 @@ from teengined.interfaces.registry import PluginRegistry
 from teengined.modelpack.store import PackageStore
 from teengined.placement.inputs import PlanningInput
 from teengined.protocol.messages import LoadProgress, PlanModel, Profiles
-from teengined.service.planning_threads import PlanningThreads
+from teengined.service.detached_threads import DetachedThreads
 from teengined.service.profiles import ProfileStore
 from teengined.service.settings import Config
 
@@ -48,7 +48,7 @@ class Planner:
     store: PackageStore
     profiles: ProfileStore
     specs: tuple[DeviceSpec, ...]
-    threads: PlanningThreads = field(default_factory=lambda: PlanningThreads(_NUM_THREADS))
+    threads: DetachedThreads = field(default_factory=lambda: DetachedThreads(_NUM_THREADS))
 
     async def plan(self, request: PlanModel, reserved: Mapping[str, int], on_progress: OnProgress) -> Planned:
         """Return a plan beside the bytes that other deployments have `reserved` by device id.
@@ -95,12 +95,6 @@ class Planner:
         reserved: Mapping[str, int],
     ) -> PlanningInput:
         planning, streaming = self.config.planning, self.config.streaming
-        num_slots = request.num_slots or planning.num_slots
-        if num_slots > streaming.max_step_tokens:
-            raise RequestError(
-                f"num_slots is {num_slots}; one step has room for {streaming.max_step_tokens} tokens",
-                hint="ask for fewer slots, or raise streaming.max_step_tokens",
-            )
         try:
             return PlanningInput(
                 manifest=manifest,
@@ -109,12 +103,15 @@ class Planner:
                 host=profiles.host,
                 links=profiles.links,
                 context_tokens=request.context_tokens or min(planning.context, manifest.max_context_tokens),
-                num_slots=num_slots,
+                num_slots=request.num_slots or planning.num_slots,
                 objective=request.objective,
                 resident_fraction=request.resident_fraction,
                 assignment=_assignment(request.assignment, devices),
                 ring_slots=streaming.ring_slots,
                 max_step_tokens=streaming.max_step_tokens,
+                max_logit_rows=self.config.batching.max_logit_rows,
+                block_tokens=self.config.kv.block_tokens,
+                kv_dtype=request.kv_dtype or self.config.kv.dtype,
                 reserved_bytes=reserved,
             )
         except ValueError as error:

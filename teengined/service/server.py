@@ -8,18 +8,29 @@ from typing import Any, cast
 
 import zmq
 
-from teengined.core.errors import Cancelled, InternalError, MessageTooLarge, ProtocolError, QueueFull, TeengineError
+from teengined.core.errors import (
+    Cancelled,
+    InternalError,
+    MessageTooLarge,
+    ProtocolError,
+    QueueFull,
+    SlowReader,
+    TeengineError,
+)
 from teengined.protocol.codec import CodecLimits, Envelope, correlation_of, decode, encode
-from teengined.protocol.messages import CLIENT_MESSAGES, ErrorReply
+from teengined.protocol.messages import CLIENT_MESSAGES, Done, ErrorReply
+from teengined.service.admission import owner_of
 from teengined.service.outbox import Outbox, Sent
 from teengined.service.settings import ProtocolSettings
 
-__all__ = ["Call", "Handler", "Server", "error_reply"]
+__all__ = ["Call", "Handler", "HandlerTable", "Server", "Word", "error_reply"]
 
 logger = logging.getLogger(__name__)
 
 # A reply may be larger than any request is allowed to be: the plan of a model with many experts names each unit.
 _REPLY_FACTOR = 4
+# A message that answers nothing, for no call: clients drop it, and the socket of one that left refuses it.
+_PROBE = encode(Envelope(correlation=0, message=Done()), CLIENT_MESSAGES, CodecLimits())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +38,8 @@ class Call:
     """One call under way."""
 
     client: bytes
+    owner: str
+    """Whose process it came from."""
     correlation: int
     stream: Callable[[Any], None]
     """Send a message that does not end the call, without waiting."""
@@ -34,6 +47,16 @@ class Call:
 
 Handler = Callable[[Call, Any], Awaitable[Any]]
 """Does one call and returns its final message."""
+Word = Callable[[bytes, Any], None]
+"""Takes a message within a call, with the client that sent it. It is not answered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerTable:
+    """What may be sent, by its class, and what does it."""
+
+    calls: Mapping[type, Handler]
+    words: Mapping[type, Word]
 
 
 def error_reply(error: TeengineError) -> ErrorReply:
@@ -49,15 +72,17 @@ def error_reply(error: TeengineError) -> ErrorReply:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Server:
-    """Serves one bound ROUTER socket. `handlers` maps each request class to what does it."""
+    """Serves one bound ROUTER socket."""
 
     socket: Any
     settings: ProtocolSettings
-    handlers: Mapping[type, Handler]
+    handlers: HandlerTable
     _limits: CodecLimits = field(init=False)
     _reply_limits: CodecLimits = field(init=False)
     _outbox: Outbox = field(init=False)
     _calls: "dict[bytes, dict[int, asyncio.Task[None]]]" = field(init=False, default_factory=dict)
+    _too_slow: set[bytes] = field(init=False, default_factory=set[bytes])
+    """Clients whose calls are being ended because they do not read."""
 
     def __post_init__(self) -> None:
         """Derive the codec's bounds."""
@@ -70,12 +95,17 @@ class Server:
 
     async def serve(self) -> None:
         """Take messages until cancelled."""
-        while True:
-            client, *frames = await self.socket.recv_multipart()
-            try:
-                self._take(client, frames)
-            except Exception:  # One client's message must never end the loop that serves all.
-                logger.exception("a message could not be taken")
+        probing = asyncio.create_task(self._probe())
+        try:
+            while True:
+                frames = await self.socket.recv_multipart(copy=False)
+                client, content = frames[0].bytes, [frame.bytes for frame in frames[1:]]
+                try:
+                    self._take(client, content, _peer_address(frames[-1]))
+                except Exception:  # One client's message must never end the loop that serves all.
+                    logger.exception("a message could not be taken")
+        finally:
+            probing.cancel()
 
     async def close(self) -> None:
         """End every call with an error and stop; the socket stays its owner's."""
@@ -85,13 +115,16 @@ class Server:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._outbox.close()
 
-    def _take(self, client: bytes, frames: list[bytes]) -> None:
+    def _take(self, client: bytes, frames: list[bytes], peer_address: str) -> None:
         if self._outbox.num_pending(client) >= self.settings.max_pending:
             # It asks on without reading: an answer would wait too, and a line for each would fill the log instead.
             logger.debug("a request of a client that does not read is dropped")
             return
         try:
             envelope = decode(frames, CLIENT_MESSAGES, self._limits)
+            if word := self.handlers.words.get(cast("type[object]", type(envelope.message))):
+                word(client, envelope.message)
+                return
             handler = self._admit(client, envelope)
         except TeengineError as error:
             self._reply(client, correlation_of(frames, self._limits), error_reply(error))
@@ -99,6 +132,7 @@ class Server:
         correlation = envelope.correlation
         call = Call(
             client=client,
+            owner=owner_of(peer_address, client),
             correlation=correlation,
             stream=lambda message: self._stream(client, correlation, message),
         )
@@ -108,7 +142,7 @@ class Server:
 
     def _admit(self, client: bytes, envelope: Envelope) -> Handler:
         kind = cast("type[object]", type(envelope.message))
-        handler = self.handlers.get(kind)
+        handler = self.handlers.calls.get(kind)
         if handler is None:
             raise ProtocolError(f"{kind.__name__} is no request")
         calls = self._calls.get(client)
@@ -128,9 +162,7 @@ class Server:
         except TeengineError as error:
             final = error_reply(error)
         except asyncio.CancelledError:
-            final = error_reply(
-                Cancelled("the call was ended by the daemon: this client reads too slowly, or it stops")
-            )
+            final = error_reply(self._why_ended(call.client))
         except Exception as error:  # The edge: a mistake of ours becomes an error reply and a log entry.
             logger.exception("%s failed", type(message).__name__)
             final = error_reply(InternalError(f"{type(message).__name__} failed: {type(error).__name__}"))
@@ -141,16 +173,39 @@ class Server:
         calls.pop(correlation, None)
         if not calls:
             self._calls.pop(client, None)
+            self._too_slow.discard(client)
 
     def _stream(self, client: bytes, correlation: int, message: Any) -> None:
         frames = encode(Envelope(correlation=correlation, message=message), CLIENT_MESSAGES, self._reply_limits)
         outcome = self._outbox.put(client, frames, final=False)
         if outcome in (Sent.TOO_SLOW, Sent.GONE):
-            logger.info(
-                "a client %s; its calls are cancelled", "reads too slowly" if outcome is Sent.TOO_SLOW else "left"
-            )
-            for task in self._calls.get(client, {}).values():
-                task.cancel()
+            self._cut_off(client, outcome)
+
+    def _cut_off(self, client: bytes, outcome: Sent) -> None:
+        """End the calls of a client that left, or does not read."""
+        why = "reads too slowly" if outcome is Sent.TOO_SLOW else "left"
+        logger.info("a client %s; its calls are cancelled", why)
+        if outcome is Sent.TOO_SLOW:
+            self._too_slow.add(client)
+        for task in self._calls.get(client, {}).values():
+            task.cancel()
+
+    def _why_ended(self, client: bytes) -> TeengineError:
+        if client in self._too_slow:
+            return SlowReader("this client reads its answers too slowly", hint="read them while they arrive")
+        return Cancelled("the call was ended by the daemon, which stops")
+
+    async def _probe(self) -> None:
+        """Find clients that left while their calls wait: nothing would be sent to them for as long as that lasts."""
+        while True:
+            await asyncio.sleep(self.settings.probe_interval)
+            for client in tuple(self._calls):
+                try:
+                    self._send_now(client, _PROBE)
+                except zmq.Again:
+                    pass  # It is there, and does not read.
+                except zmq.ZMQError:
+                    self._cut_off(client, Sent.GONE)
 
     def _reply(self, client: bytes, correlation: int, message: Any) -> None:
         try:
@@ -162,3 +217,11 @@ class Server:
 
     def _send_now(self, client: bytes, frames: list[bytes]) -> None:
         self.socket.send_multipart([client, *frames], flags=zmq.DONTWAIT).result()
+
+
+def _peer_address(frame: Any) -> str:
+    """Return whom a frame came from, as ZeroMQ tells it."""
+    try:
+        return str(frame.get("Peer-Address"))
+    except (zmq.ZMQError, KeyError):  # Not every transport knows.
+        return ""

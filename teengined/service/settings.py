@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 __all__ = [
+    "BatchingSettings",
     "Config",
     "DaemonSettings",
     "DeviceSettings",
+    "KvSettings",
     "LimitSettings",
     "PlanningSettings",
     "PluginSettings",
@@ -18,6 +20,7 @@ __all__ = [
 
 GIB = 1 << 30
 MIB = 1 << 20
+KIB = 1 << 10
 
 
 def setting(default: Any, unit: str, reason: str, *, minimum: float | None = None) -> Any:
@@ -81,6 +84,9 @@ class ProtocolSettings:
     )
     max_clients: int = setting(1024, "clients", "With a reply waiting or a call under way, at once.", minimum=1)
     max_calls: int = setting(256, "calls", "Under way at once for one client.", minimum=1)
+    probe_interval: float = setting(
+        0.25, "seconds", "How soon a client that left while its call waits is noticed; costs one message.", minimum=0.02
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +96,13 @@ class LimitSettings:
     max_waiting: int = setting(
         256, "requests", "Waiting in one deployment; beyond, a client is better told at once.", minimum=0
     )
+    max_waiting_tokens: int = setting(
+        1 << 20, "tokens", "Of prompts waiting in one deployment: minutes of prefill for a large model.", minimum=1
+    )
+    max_owner_waiting: int = setting(
+        128, "requests", "As max_waiting, for one user: half of all, so that others find room.", minimum=0
+    )
+    max_owner_waiting_tokens: int = setting(1 << 19, "tokens", "As max_waiting_tokens, for one user.", minimum=1)
     max_request_time: float = setting(
         3600.0, "seconds", "Longest answer; a model streamed from disk may take minutes for a few tokens.", minimum=0.1
     )
@@ -98,7 +111,41 @@ class LimitSettings:
     )
     load_timeout: float = setting(3600.0, "seconds", "Reading 100 GB of resident weights at 30 MB/s.", minimum=0.1)
     max_deployments: int = setting(16, "deployments", "Loaded at once; each holds stages on its workers.", minimum=1)
-    scheduling_policy: str = setting("fifo", "plugin", "First come, first served: what people expect.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchingSettings:
+    """What runs together in a deployment, what may wait for it, and what may wait for its readers."""
+
+    scheduling_policy: str = setting("fair", "plugin", "Nobody's flood delays another's request.")
+    max_running: int = setting(
+        256, "sequences", "At once in a deployment, as far as its KV holds them; more gains little.", minimum=1
+    )
+    max_logit_rows: int = setting(
+        128, "rows", "Of one step: tokens drawn and told of. Each takes two fp32 rows of the vocabulary.", minimum=1
+    )
+    max_choices: int = setting(16, "choices", "Of one request; each takes a place among the running.", minimum=1)
+    max_inputs: int = setting(
+        2048, "inputs", "Of one request for embeddings: what evaluation and indexing send at once.", minimum=1
+    )
+    max_stream_buffer: int = setting(
+        256 * KIB, "bytes", "Of one answer whose reader is slow: about 60,000 tokens of text.", minimum=KIB
+    )
+    prefix_cache: bool = setting(
+        True, "flag", "Prompts of one user that begin alike are computed once; costs only KV that is free."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvSettings:
+    """How keys and values of running sequences are kept."""
+
+    block_tokens: int = setting(
+        16, "tokens", "Of one block: half of it is lost for each sequence; smaller ones make longer tables.", minimum=1
+    )
+    dtype: Literal["auto", "int8"] = setting(
+        "auto", "word", "The compute dtype; int8 halves KV or better, and changes the numbers a little."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +173,10 @@ class PlanningSettings:
     objective: Literal["latency", "throughput"] = setting("latency", "word", "One person waiting for one answer.")
     context: int = setting(4096, "tokens", "Per sequence; the model's maximum if that is smaller.", minimum=1)
     num_slots: int = setting(
-        4, "sequences", "Running at once in a deployment; each takes KV for its context.", minimum=1
+        4, "sequences", "At the full context: so much KV is reserved, and many more short ones share it.", minimum=1
+    )
+    numerics: Literal["default", "strict"] = setting(
+        "default", "word", "strict: no logit depends on what else runs beside it, at some cost in speed."
     )
     plan_timeout: float = setting(
         30.0, "seconds", "The planner answers in under 2 s; a policy plugin may not.", minimum=0.1
@@ -172,6 +222,8 @@ class Config:
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     protocol: ProtocolSettings = field(default_factory=ProtocolSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
+    batching: BatchingSettings = field(default_factory=BatchingSettings)
+    kv: KvSettings = field(default_factory=KvSettings)
     streaming: StreamingSettings = field(default_factory=StreamingSettings)
     planning: PlanningSettings = field(default_factory=PlanningSettings)
     store: StoreSettings = field(default_factory=StoreSettings)

@@ -57,11 +57,12 @@ class SpeedMeter:
         seconds = max(self.compute_seconds, self.plan.streamed_bytes_per_token / self.disk_bytes_per_second)
         return 1 / seconds if seconds > 0 else 0.0
 
-    def note(self, usage: Usage) -> None:
-        """Count a finished answer; one token alone has no decode time to measure."""
+    def note(self, usage: Usage, num_choices: int = 1) -> None:
+        """Count a finished answer; one token alone has no decode time to measure. Choices decode side by side."""
         self.num_completed += 1
-        if usage.completion_tokens < 2 or usage.decode_seconds <= 0:
+        num_tokens = usage.completion_tokens / num_choices
+        if num_tokens < 2 or usage.decode_seconds <= 0:
             return
-        measured = (usage.completion_tokens - 1) / usage.decode_seconds
+        measured = (num_tokens - 1) / usage.decode_seconds
         before = self.tokens_per_second or measured
         self.tokens_per_second = before + _NEWEST * (measured - before)

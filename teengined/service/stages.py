@@ -12,7 +12,6 @@ from teengined.core.plan import Plan, Stage
 from teengined.protocol.messages import LoadProgress
 from teengined.protocol.worker_messages import (
     CloseStage,
-    ForgetSequences,
     OpenStage,
     RunStep,
     StageClosed,
@@ -42,6 +41,10 @@ class StageOptions:
     direct_io: bool
     streaming: StreamingSettings
     limits: LimitSettings
+    num_blocks: int
+    block_tokens: int
+    kv_dtype: str
+    numerics: str
 
 
 class StageSet:
@@ -106,15 +109,15 @@ class StageSet:
 
     def run(self, run: Run) -> None:
         """Give one step to every stage."""
-        order = RunStep(deployment_id=self._id, step=run.step, sequences=run.sequences)
-        for device_id in self.device_ids:
-            self._pool.send(device_id, order)
-
-    def forget(self, sequence_ids: tuple[int, ...]) -> None:
-        """Free the KV of sequences on every stage."""
-        order = ForgetSequences(deployment_id=self._id, sequence_ids=sequence_ids)
-        for device_id in self.device_ids:
-            self._pool.send(device_id, order)
+        order = RunStep(
+            deployment_id=self._id,
+            step=run.step,
+            parts=run.parts,
+            closed=run.closed,
+            opened=run.opened,
+            copies=run.copies,
+        )
+        self._pool.send_all(self.device_ids, order)
 
     def take(self, device_id: str, message: Any) -> None:
         """Follow what a worker says while stages open or close."""
@@ -178,6 +181,10 @@ class StageSet:
             read_chunk_bytes=options.streaming.read_chunk,
             ring_slots=options.streaming.ring_slots,
             direct_io=options.direct_io,
+            num_blocks=options.num_blocks,
+            block_tokens=options.block_tokens,
+            kv_dtype=options.kv_dtype,
+            numerics=options.numerics,
         )
 
     async def _wait_for(self, expected: type, indexes: set[int], timeout_seconds: float) -> None:

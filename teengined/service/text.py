@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from teengined.core.errors import PackageError, RequestError
+from teengined.core.errors import ContextTooLong, PackageError, RequestError
 from teengined.core.request import ChatMessage
 from teengined.service.detokenizer import Detokenizer
 
@@ -42,29 +42,72 @@ class TextCodec:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
-    def encode(self, prompt: str) -> tuple[int, ...]:
-        """Return the token ids of raw text, with the special tokens that the model expects around it."""
-        return self._ids(prompt, add_special_tokens=True)
+    def encode(self, prompt: str, max_tokens: int | None = None) -> tuple[int, ...]:
+        """Return the token ids of raw text, with the special tokens that the model expects around it.
 
-    def encode_chat(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+        Raises:
+            ContextTooLong: there are more than `max_tokens`.
+        """
+        return self._ids(prompt, max_tokens, add_special_tokens=True)
+
+    def encode_pair(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the tokens of a context and of what follows it, divided as evaluation harnesses do.
+
+        The continuation's tokens are those that the whole text has beyond as many as the context has by itself. A
+        context without tokens is the one that begins, or else ends, a text.
+
+        Raises:
+            RequestError: the continuation has no tokens of its own, or nothing can stand before it.
+        """
+        whole, alone = (self._encoding(text, add_special_tokens=True) for text in (context + continuation, context))
+        start, end = _span_of_text(whole.special_tokens_mask)
+        context_start, context_end = _span_of_text(alone.special_tokens_mask)
+        # A context without text has only what the tokenizer puts before every text.
+        before = tuple(alone.ids[:context_end] if context_start < context_end else whole.ids[:start])
+        after = tuple(whole.ids[len(before) : end])
+        if not after:
+            raise RequestError("the continuation adds no token to the context", hint="give more of it")
+        return before or (self._beginning(),), after
+
+    def encode_chat(self, messages: Sequence[ChatMessage], max_tokens: int | None = None) -> tuple[int, ...]:
         """Return the token ids of a conversation through the chat template.
 
         Raises:
             RequestError: the model has no template, or it refuses these messages.
+            ContextTooLong: there are more than `max_tokens`.
         """
         if self._template is None:
             self._template = self._compile()
         text = self._template.render(messages)
-        return self._ids(text, add_special_tokens=False)
+        return self._ids(text, max_tokens, add_special_tokens=False)
 
     def detokenizer(self) -> Detokenizer:
         """Return a fresh fold for one answer. Special tokens have no text."""
         return Detokenizer(lambda token_ids: cast("str", self._tokenizer.decode(list(token_ids))))
 
-    def _ids(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
-        # Of the library's calls only those for batches let other threads run: a long prompt would halt every stream.
-        encoding = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
+    def _ids(self, text: str, max_tokens: int | None, *, add_special_tokens: bool) -> tuple[int, ...]:
+        encoding = self._encoding(text, add_special_tokens=add_special_tokens)
+        # Making a list of a million numbers would halt every stream.
+        if max_tokens is not None and len(encoding) > max_tokens:
+            raise ContextTooLong(
+                f"the prompt has {len(encoding)} prompt tokens; {self._name} is loaded with a context of {max_tokens}",
+                hint="shorten the prompt, or load it with a larger --context",
+            )
         return tuple(encoding.ids)
+
+    def _encoding(self, text: str, *, add_special_tokens: bool) -> Any:
+        # Of the library's calls only those for batches let other threads run: a long prompt would halt every stream.
+        return self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
+
+    def _beginning(self) -> int:
+        names = _special_tokens(self._config)
+        for name in ("bos_token", "eos_token"):
+            token_id = self._tokenizer.token_to_id(names.get(name, ""))
+            if token_id is not None:
+                return cast("int", token_id)
+        raise RequestError(
+            "the context is empty, and this model has no token that begins a text", hint="give some context"
+        )
 
     def _compile(self) -> Any:
         if self._template_source is None:
@@ -72,6 +115,13 @@ class TextCodec:
         from teengined.service.chat_template import ChatTemplate
 
         return ChatTemplate(self._template_source, _special_tokens(self._config), self._max_characters)
+
+
+def _span_of_text(added: Sequence[int]) -> tuple[int, int]:
+    """Return where a text's own tokens begin and end among those that the tokenizer added around them."""
+    start = next((index for index, is_added in enumerate(added) if not is_added), len(added))
+    end = next((index for index in range(len(added), start, -1) if not added[index - 1]), start)
+    return start, end
 
 
 def _read_table(path: Path) -> dict[str, Any]:

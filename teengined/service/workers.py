@@ -13,7 +13,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -151,14 +151,18 @@ class WorkerPool:
 
     def send(self, device_id: str, message: Any) -> None:
         """Hand a message to a ready worker. One that is gone or does not read is dealt with by its watcher."""
-        worker = self._workers[device_id]
+        self.send_all((device_id,), message)
+
+    def send_all(self, device_ids: Sequence[str], message: Any) -> None:
+        """Hand the same message to several workers."""
         frames = encode(Envelope(correlation=0, message=message), WORKER_MESSAGES, self._limits)
-        try:
-            self._socket.send_multipart([worker.identity, *frames], flags=zmq.DONTWAIT).result()
-        except zmq.Again:
-            self.kill(device_id, f"left {_SEND_QUEUE} messages unread")
-        except zmq.ZMQError as error:
-            logger.warning("message %s to %s was not sent: %s", type(message).__name__, device_id, error)
+        for device_id in device_ids:
+            try:
+                self._socket.send_multipart([self._workers[device_id].identity, *frames], flags=zmq.DONTWAIT).result()
+            except zmq.Again:
+                self.kill(device_id, f"left {_SEND_QUEUE} messages unread")
+            except zmq.ZMQError as error:
+                logger.warning("message %s to %s was not sent: %s", type(message).__name__, device_id, error)
 
     def kill(self, device_id: str, reason: str) -> None:
         """End a worker that hangs; its deployments learn of it like of any other death."""

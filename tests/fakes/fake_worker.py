@@ -1,9 +1,10 @@
 """A worker program without torch: speaks the worker protocol, repeats each prompt, and misbehaves on demand.
 
-The n-th token of an answer is the n-th token of its prompt, round and round, so a test knows every answer. What the
-daemon sends is held against what went before; a wrong position or token is a step error. A prompt that begins with
-one of the bytes below makes the last stage misbehave when the third token of the answer is due. `--order PATH` names
-a file whose content, if there is one, is an order for the next start.
+The n-th token of an answer is the n-th token of its prompt, round and round, read through the block table; choice c
+begins c tokens later. So a test knows every answer, and a wrong block gives a wrong one. What the daemon sends is held
+against what went before; what cannot be is a step error. The most probable token is the one after the last, by its id.
+A prompt that begins with one of the bytes below makes the last stage misbehave when the third token of the answer is
+due. `--order PATH` names a file whose content, if there is one, is an order for the next start.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import ctypes
 import json
 import os
 import signal
+import struct
 import sys
 import time
 from pathlib import Path
@@ -20,17 +22,19 @@ import zmq
 
 from teengined.core.device import DeviceSpec
 from teengined.core.records import from_mapping
+from teengined.core.request import Goal, TokenLogprobs
 from teengined.protocol.codec import CodecLimits, Envelope, decode, encode
 from teengined.protocol.worker_messages import (
     WORKER_MESSAGES,
     CloseStage,
-    ForgetSequences,
     OpenStage,
     Ping,
     Pong,
+    PooledVector,
+    PromptLogprobs,
     RunStep,
     SampledToken,
-    SequenceStep,
+    SequencePart,
     Shutdown,
     StageClosed,
     StageOpened,
@@ -39,20 +43,22 @@ from teengined.protocol.worker_messages import (
     WorkerError,
     WorkerHello,
 )
+from tests.fakes.fake_kv import FakeKV, Inconsistent, OpenSequence
 
-DIE, HANG, FAIL, FREEZE, BREAK = 1, 2, 3, 4, 5
+DIE, HANG, FAIL, FREEZE, BREAK, FAULT = 1, 2, 3, 4, 5, 6
 STREAMED_BYTES = 1000
+LIKELY, UNLIKELY = -0.25, -4.0
+NUM_BYTES = 256
 
 
 class FakeWorker:
-    """One device's stages, and the tokens of each sequence."""
+    """One device's stages, and the KV of each."""
 
     def __init__(self, spec: DeviceSpec, step_seconds: float) -> None:
         self.spec = spec
         self.step_seconds = step_seconds
         self.stages: dict[str, OpenStage] = {}
-        self.known: dict[tuple[str, int], list[int]] = {}
-        self.prompts: dict[tuple[str, int], int] = {}
+        self.kv: dict[str, FakeKV] = {}
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 200)
@@ -73,9 +79,6 @@ class FakeWorker:
                     self.open(message)
                 case RunStep():
                     self.run(message)
-                case ForgetSequences():
-                    for sequence_id in message.sequence_ids:
-                        self.known.pop((message.deployment_id, sequence_id), None)
                 case CloseStage():
                     self.stages.pop(message.deployment_id, None)
                     self.send(StageClosed(deployment_id=message.deployment_id))
@@ -91,59 +94,70 @@ class FakeWorker:
             self.fail(order.deployment_id, None, "no such package")
             return
         self.stages[order.deployment_id] = order
+        self.kv[order.deployment_id] = FakeKV(order)
         where: dict[str, Any] = {"deployment_id": order.deployment_id, "stage_index": order.stage.index}
         self.send(StageProgress(**where, done_bytes=5, total_bytes=10))
         self.send(StageOpened(**where, allocated_bytes=order.stage.resident_bytes))
 
     def run(self, step: RunStep) -> None:
-        order = self.stages[step.deployment_id]
+        order, kv = self.stages[step.deployment_id], self.kv[step.deployment_id]
         time.sleep(self.step_seconds)
-        tokens: list[SampledToken] = []
-        for part in step.sequences:
-            problem = self.learn(step.deployment_id, part)
-            if problem:
-                self.fail(step.deployment_id, step.step, problem)
-                return
-            if part.sample and order.stage.index == order.num_stages - 1:
-                token = self.next_token(step, part)
-                if token is None:
-                    return
-                tokens.append(SampledToken(sequence_id=part.sequence_id, token_id=token))
-        self.send(
-            StepDone(
-                deployment_id=step.deployment_id,
-                stage_index=order.stage.index,
-                step=step.step,
-                tokens=tuple(tokens),
-                seconds=0.001,
-                compute_seconds=0.001,
-                stall_seconds=0.0,
-                streamed_bytes=STREAMED_BYTES,
-            )
+        try:
+            kv.begin(step)
+            sequences = [kv.write(part) for part in step.parts]
+            is_last = order.stage.index == order.num_stages - 1
+            answers = self.answers(step, sequences) if is_last else {}
+        except Inconsistent as problem:
+            self.fail(step.deployment_id, step.step, str(problem))
+            return
+        if answers is None:
+            return
+        done = StepDone(
+            deployment_id=step.deployment_id,
+            stage_index=order.stage.index,
+            step=step.step,
+            tokens=answers.get("tokens", ()),
+            seconds=max(0.001, self.step_seconds),
+            compute_seconds=0.001,
+            stall_seconds=0.0,
+            streamed_bytes=STREAMED_BYTES,
+            prompt_logprobs=answers.get("prompt_logprobs", ()),
+            vectors=answers.get("vectors", ()),
         )
+        self.send(done)
 
-    def learn(self, deployment_id: str, part: SequenceStep) -> str:
-        """Add the part's tokens to what is known of the sequence; return what is wrong with it."""
-        key = (deployment_id, part.sequence_id)
-        if part.start_position == 0:
-            self.known[key] = []
-        known = self.known.get(key)
-        if known is None or part.start_position != len(known):
-            return f"sequence {part.sequence_id} continues at {part.start_position}, not at {known and len(known)}"
-        known.extend(part.token_ids)
-        if part.sample and key not in self.prompts:
-            self.prompts[key] = len(known)
-        return ""
+    def answers(self, step: RunStep, sequences: list[OpenSequence]) -> dict[str, tuple[Any, ...]] | None:
+        """Return what the last stage has to say; None where it misbehaved instead."""
+        kv = self.kv[step.deployment_id]
+        found: dict[str, list[Any]] = {"tokens": [], "prompt_logprobs": [], "vectors": []}
+        for part, sequence in zip(step.parts, sequences, strict=True):
+            opened = sequence.opened
+            if told := prompt_logprobs(kv, sequence, part):
+                found["prompt_logprobs"].append(told)
+            if opened.goal is Goal.EMBED and sequence.length == opened.num_prompt_tokens:
+                found["vectors"].append(PooledVector(sequence_id=opened.sequence_id, vector=vector_of(kv, sequence)))
+            if part.sample:
+                token = self.next_token(step, sequence)
+                if token is None:
+                    return None
+                found["tokens"].append(token)
+        return {name: tuple(items) for name, items in found.items()}
 
-    def next_token(self, step: RunStep, part: SequenceStep) -> int | None:
+    def next_token(self, step: RunStep, sequence: OpenSequence) -> SampledToken | None:
         """Return the next token of the answer, or misbehave and return None."""
-        key = (step.deployment_id, part.sequence_id)
-        known, num_prompt = self.known[key], self.prompts[key]
-        num_answered = len(known) - num_prompt
-        if num_answered == 2 and known[0] in (DIE, HANG, FAIL, FREEZE, BREAK):
-            self.misbehave(known[0], step)
+        kv, opened = self.kv[step.deployment_id], sequence.opened
+        num_answered = sequence.length - opened.num_prompt_tokens
+        first = kv.read(sequence, 0)
+        if num_answered == 2 and first == FAULT:
+            return SampledToken(
+                sequence_id=opened.sequence_id, token_id=-1, fault="numerical_fault", message="logits are not numbers"
+            )
+        if num_answered == 2 and first in (DIE, HANG, FAIL, FREEZE, BREAK):
+            self.misbehave(first, step)
             return None
-        return known[num_answered % num_prompt]
+        token = kv.read(sequence, (num_answered + opened.choice) % opened.num_prompt_tokens)
+        logprobs = None if opened.sampling.logprobs is None else logprobs_of(token, token, opened.sampling.logprobs)
+        return SampledToken(sequence_id=opened.sequence_id, token_id=token, logprobs=logprobs)
 
     def misbehave(self, how: int, step: RunStep) -> None:
         if how == DIE:
@@ -158,6 +172,34 @@ class FakeWorker:
     def fail(self, deployment_id: str, step: int | None, message: str, code: str = "internal") -> None:
         error = WorkerError(deployment_id=deployment_id, step=step, code=code, message=message, hint="")
         self.send(error)
+
+
+def prompt_logprobs(kv: FakeKV, sequence: OpenSequence, part: SequencePart) -> PromptLogprobs | None:
+    """Return the log-probabilities of the part's tokens that are asked for."""
+    opened = sequence.opened
+    num_top = opened.sampling.prompt_logprobs
+    if num_top is None:
+        return None
+    first = max(1, opened.score_start, part.start_position)
+    last = min(sequence.length, opened.num_prompt_tokens)
+    told = tuple(
+        logprobs_of(kv.read(sequence, position), (kv.read(sequence, position - 1) + 1) % NUM_BYTES, num_top)
+        for position in range(first, last)
+    )
+    return PromptLogprobs(sequence_id=opened.sequence_id, start_position=first, logprobs=told) if told else None
+
+
+def logprobs_of(token: int, likely: int, num_top: int) -> TokenLogprobs:
+    """Return what is told of a token where `likely` is the most probable one."""
+    top = tuple(((likely + rank) % NUM_BYTES, LIKELY - rank) for rank in range(num_top))
+    return TokenLogprobs(token_id=token, logprob=LIKELY if token == likely else UNLIKELY, top=top)
+
+
+def vector_of(kv: FakeKV, sequence: OpenSequence) -> bytes:
+    """Return first token, last token, number of tokens, and 1 for mean pooling."""
+    length = sequence.length
+    values = kv.read(sequence, 0), kv.read(sequence, length - 1), length, sequence.opened.pooling == "mean"
+    return struct.pack("<4f", *map(float, values))
 
 
 def order_in(path: Path | None) -> str:

@@ -10,14 +10,14 @@ __all__ = ["FifoScheduling", "teengine_register_scheduling_policies"]
 
 
 class FifoScheduling(SchedulingPolicy):
-    """Running sequences first, so that none is starved of its next token; both by arrival, then by id."""
+    """Higher priority first; within it what runs before what waits, so that no work is lost, both by arrival and id."""
 
     name: ClassVar[str] = "fifo"
 
     def order(self, sequences: Sequence[SequenceView], now_seconds: float) -> Sequence[int]:
         """Return the ids; the time now does not matter."""
-        ranked = sorted(sequences, key=lambda sequence: (not sequence.running, sequence.arrived_seconds, sequence.id))
-        return [sequence.id for sequence in ranked]
+        ranked = sorted((-view.priority, not view.running, view.arrived_seconds, view.id) for view in sequences)
+        return [key[-1] for key in ranked]
 
 
 @hookimpl

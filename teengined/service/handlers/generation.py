@@ -1,98 +1,96 @@
-"""Answers: a request is checked against the model and the deployment before anything is promised."""
+"""Calls that ask a model for text, and what may be said about them while they are under way."""
 
-import asyncio
+import secrets
+import time
 
-from teengined.core.errors import ContextTooLong, RequestError, UnknownRequest
-from teengined.core.sampling import SamplingParams
+from teengined.core.request import FinishReason
 from teengined.protocol import messages as wire
-from teengined.service.answer import Answer
+from teengined.service.admission import cache_salt_of, check_generate, check_grammar, check_prompt, timeout_of
+from teengined.service.chunk_stream import ChunkStream
 from teengined.service.context import ServiceContext
-from teengined.service.deployment import LoadedModel, Submission
+from teengined.service.requests import RequestTable
 from teengined.service.server import Call
+from teengined.service.submission import Submission
 
 __all__ = ["Generations"]
 
 
 class Generations:
-    """Requests under way, by the id that the daemon gave them."""
+    """Handlers of one daemon."""
 
-    def __init__(self) -> None:
-        """Start empty."""
-        self._live: dict[str, tuple[LoadedModel, Answer]] = {}
+    def __init__(self, requests: RequestTable) -> None:
+        """Share the table of requests with the other handlers."""
+        self._requests = requests
 
     async def generate(self, context: ServiceContext, call: Call, message: wire.Generate) -> wire.Finished:
         """Check, queue, stream, finish. A caller who leaves cancels."""
         context.deployments.check_open()
         model = context.deployments.get(message.model)
-        prompt = await _prompt_tokens(model, message)
-        _check_context(model, prompt, message.sampling)
-        submission = Submission(
-            owner=call.client.hex(),
-            prompt=prompt,
-            sampling=message.sampling,
-            timeout_seconds=_timeout(context, message),
-            deliver=call.stream,
-        )
-        # The first chunk comes from the stages, later; `Accepted` is out before it.
-        answer = model.submit(submission)
-        self._live[answer.request_id] = (model, answer)
-        try:
-            call.stream(
-                wire.Accepted(
-                    request_id=answer.request_id,
-                    num_prompt_tokens=len(prompt),
-                    context_tokens=model.stages.plan.context_tokens,
+        limits = model.request_limits
+        check_generate(message, limits)
+        ends_seconds = time.monotonic() + timeout_of(message.timeout_seconds, limits)
+        with self._requests.name(call.owner, message.client_id):
+            await check_grammar(message.sampling.grammar)
+            prompt = await model.prompts.read(message)
+            check_prompt(prompt, message.sampling.max_tokens, limits)
+            stream = _stream(context, call, message)
+            submission = _submission(call, message, prompt, stream, ends_seconds)
+            with self._requests.under_way(model, model.submit(submission), call.client) as live:
+                # The first chunk comes from the stages, later; `Accepted` is out before it.
+                call.stream(
+                    wire.Accepted(
+                        request_id=submission.request_id,
+                        num_prompt_tokens=len(prompt),
+                        context_tokens=limits.context_tokens,
+                    )
                 )
-            )
-            return await asyncio.shield(answer.ended)
-        finally:
-            del self._live[answer.request_id]
-            if not answer.ended.done():
-                model.cancel(answer)
+                outcome = await live.outcome(ends_seconds)
+        return wire.Finished(
+            request_id=submission.request_id,
+            sequence=stream.num_sent,
+            reason=FinishReason.CANCELLED if live.cancelled else outcome.reason,
+            usage=outcome.usage,
+            prompt_logprobs=outcome.prompt_logprobs,
+        )
 
     async def cancel(self, _context: ServiceContext, _call: Call, message: wire.Cancel) -> wire.Done:
         """Stop a request; its own call ends with reason `cancelled`."""
-        live = self._live.get(message.request_id)
-        if live is None:
-            raise UnknownRequest(f"no request {message.request_id:.80} is under way", hint="it may have finished")
-        model, answer = live
-        model.cancel(answer)
+        self._requests.find(message.request_id).cancel()
         return wire.Done()
 
+    async def list_requests(self, context: ServiceContext, _call: Call, message: wire.ListRequests) -> wire.RequestList:
+        """Tell what is under way."""
+        models = [context.deployments.get(message.model)] if message.model else context.deployments.models
+        found = [item for model in models for item in model.requests()]
+        return wire.RequestList(requests=tuple(sorted(found, key=lambda item: -item.age_seconds)))
 
-async def _prompt_tokens(model: LoadedModel, message: wire.Generate) -> tuple[int, ...]:
-    num_given = (message.prompt is not None) + bool(message.messages) + bool(message.token_ids)
-    if num_given != 1:
-        raise RequestError(f"exactly one of prompt, messages and token_ids must be given, got {num_given}")
-    if message.prompt is not None:
-        prompt = await asyncio.to_thread(model.text.encode, message.prompt)
-    elif message.messages:
-        prompt = await asyncio.to_thread(model.text.encode_chat, message.messages)
-    else:
-        prompt = message.token_ids
-    if not prompt:
-        raise RequestError("the prompt has no tokens", hint="write at least one word")
-    vocab_size = model.manifest.vocab_size
-    if not 0 <= min(prompt) <= max(prompt) < vocab_size:
-        raise RequestError(f"token ids must be between 0 and {vocab_size - 1}, got {min(prompt)} to {max(prompt)}")
-    return prompt
+    def grant(self, client: bytes, message: wire.Grant) -> None:
+        """Let more chunks of an answer go."""
+        self._requests.grant(client, message.request_id, message.chunks)
 
 
-def _check_context(model: LoadedModel, prompt: tuple[int, ...], sampling: SamplingParams) -> None:
-    context_tokens = model.stages.plan.context_tokens
-    needed = len(prompt) + sampling.max_tokens
-    if needed > context_tokens:
-        room = context_tokens - len(prompt)
-        ask = f"ask for at most {room} tokens" if room > 0 else "shorten the prompt"
-        raise ContextTooLong(
-            f"{len(prompt)} prompt tokens and max_tokens {sampling.max_tokens} make {needed}; "
-            f"{model.name} is loaded with a context of {context_tokens}",
-            hint=f"{ask}, or load it with a larger --context",
-        )
+def _stream(context: ServiceContext, call: Call, message: wire.Generate) -> ChunkStream:
+    return ChunkStream(
+        request_id=secrets.token_hex(8),
+        send=call.stream,
+        credits=message.credits or None,
+        max_buffer_bytes=context.loaded.config.batching.max_stream_buffer,
+    )
 
 
-def _timeout(context: ServiceContext, message: wire.Generate) -> float:
-    longest = context.loaded.config.limits.max_request_time
-    if message.timeout_seconds < 0 or message.timeout_seconds != message.timeout_seconds:
-        raise RequestError(f"timeout_seconds must be at least 0, got {message.timeout_seconds}")
-    return min(message.timeout_seconds or longest, longest)
+def _submission(
+    call: Call, message: wire.Generate, prompt: tuple[int, ...], stream: ChunkStream, deadline_seconds: float
+) -> Submission:
+    return Submission(
+        request_id=stream.request_id,
+        owner=call.owner,
+        prompt=prompt,
+        deadline_seconds=deadline_seconds,
+        sampling=message.sampling,
+        client_id=message.client_id,
+        priority=message.priority,
+        salt=cache_salt_of(call.owner, message.cache_salt),
+        # Of a prompt's tokens all but the first have a probability.
+        score_start=0 if message.sampling.prompt_logprobs is None else 1,
+        stream=stream,
+    )

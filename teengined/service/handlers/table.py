@@ -1,6 +1,6 @@
 """Which handler does which call."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -8,14 +8,17 @@ from teengined.protocol import messages as wire
 from teengined.service.context import ServiceContext
 from teengined.service.handlers import inspection, loading, models
 from teengined.service.handlers.generation import Generations
-from teengined.service.server import Handler
+from teengined.service.handlers.scoring import Scorings
+from teengined.service.requests import RequestTable
+from teengined.service.server import HandlerTable
 
 __all__ = ["handler_table"]
 
 
-def handler_table(context: ServiceContext) -> Mapping[type, Handler]:
-    """Return the handler of every request class, bound to one daemon."""
-    generations = Generations()
+def handler_table(context: ServiceContext) -> HandlerTable:
+    """Return the handler of every class that clients may send, bound to one daemon."""
+    requests = RequestTable()
+    generations, scorings = Generations(requests), Scorings(requests)
     table: dict[type, Callable[..., Awaitable[Any]]] = {
         wire.Hello: inspection.hello,
         wire.GetStatus: inspection.get_status,
@@ -32,5 +35,11 @@ def handler_table(context: ServiceContext) -> Mapping[type, Handler]:
         wire.Drain: loading.drain,
         wire.Generate: generations.generate,
         wire.Cancel: generations.cancel,
+        wire.ListRequests: generations.list_requests,
+        wire.Score: scorings.score,
+        wire.Embed: scorings.embed,
     }
-    return {request: partial(handler, context) for request, handler in table.items()}
+    return HandlerTable(
+        calls={request: partial(handler, context) for request, handler in table.items()},
+        words={wire.Grant: generations.grant},
+    )

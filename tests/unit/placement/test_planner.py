@@ -197,12 +197,12 @@ def test_a_cpu_that_crawls_in_fp16_computes_in_what_it_is_fast_at() -> None:
         replace(point, seconds_per_parameter=100 * point.seconds_per_parameter) if point.precision == "fp16" else point
         for point in measured.compute
     )
-    inputs = planning(model, [device], {device.id: replace(measured, compute=crawling)}, context_tokens=100)
+    inputs = planning(model, [device], {device.id: replace(measured, compute=crawling)}, context_tokens=96)
 
     found = plan(inputs, Optimal())
 
     assert found.stages[0].compute_dtype == "fp32"
-    assert found.stages[0].kv_bytes == 100 * 10 * 4
+    assert found.stages[0].kv_bytes == 96 * 10 * 4
     assert any("fp32" in note for note in found.notes)
 
 

@@ -51,15 +51,30 @@ def test_kv_is_counted_for_every_slot_and_layer_in_the_compute_dtype() -> None:
     model = manifest([2] * 3, kv_elements_per_token=(10, 20, 30))
     found = plan(planning(model, [spec(0, 100)], context_tokens=100, num_slots=3), Optimal())
 
-    assert found.stages[0].kv_bytes == 3 * 100 * 60 * 4
+    # 100 tokens take 7 blocks of 16.
+    assert found.stages[0].kv_bytes == 3 * 7 * 16 * 60 * 4
+
+
+def test_kv_in_int8_has_a_byte_for_each_element_and_a_scale_for_each_head() -> None:
+    model = manifest([2] * 2, kv_elements_per_token=(32, 40))
+    found = plan(planning(model, [spec(0, 100)], context_tokens=32, kv_dtype="int8", block_tokens=8), Optimal())
+
+    assert found.stages[0].kv_bytes == 32 * (32 + 2 * 4 + 40 + 3 * 4)
 
 
 def test_workspace_holds_activations_a_conversion_and_the_logits() -> None:
     model = manifest([2] * 2, hidden_size=8, vocab_size=50)
-    unquantised = plan(planning(model, [spec(0, 100)], max_step_tokens=16, num_slots=2), Optimal())
+    unquantised = plan(planning(model, [spec(0, 100)], max_step_tokens=16, max_logit_rows=2), Optimal())
 
     # Layer matrices of the toy model are 1 x 1: widest side 1.
     assert unquantised.stages[0].workspace_bytes == 16 * (8 * 8 + 3 * 1) * 4 + 2 * 50 * 2 * 4
+
+
+def test_a_step_has_no_more_rows_of_logits_than_tokens() -> None:
+    model = manifest([2] * 2, vocab_size=50)
+    few, many = (plan(planning(model, [spec(0, 100)], max_logit_rows=rows), Optimal()) for rows in (1, 100))
+
+    assert few.stages[0].workspace_bytes == many.stages[0].workspace_bytes
 
 
 def test_a_fraction_of_nothing_streams_all_layers_and_the_head() -> None:

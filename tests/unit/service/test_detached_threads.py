@@ -3,12 +3,12 @@ import threading
 
 import pytest
 
-from teengined.service.planning_threads import PlanningThreads
+from teengined.service.detached_threads import DetachedThreads
 
 
 def test_what_the_function_returns_comes_back():
     async def ask() -> int:
-        return await PlanningThreads(1).run(lambda: 7)
+        return await DetachedThreads(1).run(lambda: 7)
 
     assert asyncio.run(ask()) == 7
 
@@ -18,14 +18,14 @@ def test_what_the_function_raises_comes_back():
         raise LookupError("no plan")
 
     with pytest.raises(LookupError, match="no plan"):
-        asyncio.run(PlanningThreads(1).run(fail))
+        asyncio.run(DetachedThreads(1).run(fail))
 
 
 def test_a_function_that_does_not_return_costs_one_place_and_not_the_end_of_the_loop():
     never = threading.Event()
 
     async def ask() -> int:
-        threads = PlanningThreads(2)
+        threads = DetachedThreads(2)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await threads.run(never.wait)
@@ -37,7 +37,7 @@ def test_a_function_that_does_not_return_costs_one_place_and_not_the_end_of_the_
 
 def test_places_are_given_back():
     async def ask() -> list[int]:
-        threads = PlanningThreads(1)
+        threads = DetachedThreads(1)
         return [await threads.run(lambda: number) for number in range(5)]  # noqa: B023 - each is awaited before the next
 
     assert asyncio.run(ask()) == [0, 1, 2, 3, 4]

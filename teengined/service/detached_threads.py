@@ -1,6 +1,6 @@
-"""Threads for planning alone: a policy plugin may never return, and must not cost listings or the daemon's end.
+"""Threads for one purpose alone: a policy plugin may never return, a long prompt keeps a tokenizer for seconds.
 
-The loop's own executor is joined when the daemon ends, and shared with tokenizing and reading; these are neither.
+The loop's own executor is joined when the daemon ends, and shared with all that reads files; these are neither.
 """
 
 import asyncio
@@ -10,21 +10,31 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-__all__ = ["PlanningThreads"]
+__all__ = ["DetachedThreads"]
 
 T = TypeVar("T")
 
 
-class PlanningThreads:
+class DetachedThreads:
     """Runs functions in threads that nothing waits for at the end of the process."""
 
     def __init__(self, num_threads: int) -> None:
         """Allow `num_threads` at once; a function that never returns keeps its place for ever."""
         self._free = asyncio.Semaphore(num_threads)
+        self._num_waiting = 0
+
+    @property
+    def num_waiting(self) -> int:
+        """Functions that wait for a thread."""
+        return self._num_waiting
 
     async def run(self, function: Callable[[], T]) -> T:
         """Return what `function` returns, or raise what it raises. Cancelling the wait does not stop the function."""
-        await self._free.acquire()
+        self._num_waiting += 1
+        try:
+            await self._free.acquire()
+        finally:
+            self._num_waiting -= 1
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
 
@@ -36,7 +46,7 @@ class PlanningThreads:
             with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever waited
                 loop.call_soon_threadsafe(self._settle, answer, settle)
 
-        threading.Thread(target=work, name="planning", daemon=True).start()
+        threading.Thread(target=work, name="detached", daemon=True).start()
         return await answer
 
     def _settle(self, answer: "asyncio.Future[T]", settle: Callable[[], None]) -> None:

@@ -1,0 +1,33 @@
+"""Fair shares: who was served the fewest tokens goes next, whoever asks for how much."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from teengined.interfaces.hookspecs import hookimpl
+from teengined.interfaces.policy import SchedulingPolicy, SequenceView
+
+__all__ = ["FairScheduling", "teengine_register_scheduling_policies"]
+
+
+class FairScheduling(SchedulingPolicy):
+    """Higher priority first, then the owner that is owed most; of one owner what runs already, then by arrival.
+
+    One client with a thousand requests then delays another's by about as much as a client with one would. Decoding
+    needs no place here: a step takes a token of every sequence that decodes before it looks at prompts.
+    """
+
+    name: ClassVar[str] = "fair"
+
+    def order(self, sequences: Sequence[SequenceView], now_seconds: float) -> Sequence[int]:
+        """Return the ids; the time now does not matter."""
+        ranked = sorted(
+            (-view.priority, view.owner_served_tokens, not view.running, view.arrived_seconds, view.id)
+            for view in sequences
+        )
+        return [key[-1] for key in ranked]
+
+
+@hookimpl
+def teengine_register_scheduling_policies() -> list[type[SchedulingPolicy]]:
+    """Register the class."""
+    return [FairScheduling]

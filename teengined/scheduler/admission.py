@@ -1,0 +1,91 @@
+"""Whether a request is taken. Decided at once, on tokens, before any work; what is taken is never shed."""
+
+from teengined.core.errors import ContextTooLong, QueueFull, QuotaExceeded, RequestError
+from teengined.core.request import Goal
+from teengined.kvcache.block_table import num_blocks_for
+from teengined.scheduler.events import Submitted
+from teengined.scheduler.state import State
+
+__all__ = ["check_admission", "num_queued_tokens"]
+
+
+def num_queued_tokens(submitted: Submitted, choice: int) -> int:
+    """Return how many tokens a choice has to prefill: the first all of the prompt, the others its last token."""
+    return len(submitted.prompt) if choice == 0 or submitted.goal is not Goal.GENERATE else 1
+
+
+def check_admission(state: State, submitted: Submitted, *, ready: bool) -> None:
+    """Refuse a request that can never run, or for which there is no room now. Changes nothing.
+
+    Raises:
+        RequestError: the prompt is empty, or it has more choices than the queue has places.
+        ContextTooLong: it needs more blocks than there are.
+        QueueFull: too much waits.
+        QuotaExceeded: too much of the same owner waits.
+    """
+    _check_possible(state, submitted)
+    num_free = max(0, state.limits.max_running - len(state.running)) if ready else 0
+    _check_owner(state, submitted, num_free)
+    _check_queue(state, submitted, num_free)
+
+
+def _check_possible(state: State, submitted: Submitted) -> None:
+    limits = state.limits
+    num_choices, length = len(submitted.sequence_ids), len(submitted.prompt)
+    if not length:
+        raise RequestError("the prompt has no tokens", hint="send at least one")
+    if num_choices > limits.max_running + min(limits.max_waiting, limits.max_owner_waiting):
+        raise RequestError(f"{num_choices} choices are more than can ever wait here", hint="ask for fewer at a time")
+    # The last token of an answer is never run.
+    num_kept = length + (submitted.sampling.max_tokens - 1 if submitted.goal is Goal.GENERATE else 0)
+    if num_blocks_for(num_kept, limits.block_tokens) > limits.num_blocks:
+        raise ContextTooLong(
+            f"prompt and answer may take {num_kept} tokens; the KV of this deployment has room for "
+            f"{limits.num_blocks * limits.block_tokens}",
+            hint="shorten the prompt, or ask for fewer tokens",
+        )
+
+
+def _num_tokens(submitted: Submitted) -> int:
+    return sum(num_queued_tokens(submitted, choice) for choice in range(len(submitted.sequence_ids)))
+
+
+def _check_queue(state: State, submitted: Submitted, num_free: int) -> None:
+    limits = state.limits
+    num_excess = len(state.waiting) + len(submitted.sequence_ids) - limits.max_waiting - num_free
+    num_tokens = state.num_waiting_tokens
+    num_excess_tokens = num_tokens + _num_tokens(submitted) - limits.max_waiting_tokens if num_tokens else 0
+    if num_excess <= 0 and num_excess_tokens <= 0:
+        return
+    full = (
+        f"{len(state.waiting)} sequences wait already; the limit is {limits.max_waiting}"
+        if num_excess > 0
+        else f"{num_tokens} prompt tokens wait already; the limit is {limits.max_waiting_tokens}"
+    )
+    name = "max_waiting" if num_excess > 0 else "max_waiting_tokens"
+    raise QueueFull(
+        full,
+        hint=f"try again later, or raise limits.{name}",
+        retry_after_seconds=state.drain.seconds_for(num_excess, num_excess_tokens),
+    )
+
+
+def _check_owner(state: State, submitted: Submitted, num_free: int) -> None:
+    limits, owner = state.limits, state.owners[submitted.owner]
+    num_excess = owner.num_waiting + len(submitted.sequence_ids) - limits.max_owner_waiting - num_free
+    num_tokens = owner.num_waiting_tokens
+    num_excess_tokens = num_tokens + _num_tokens(submitted) - limits.max_owner_waiting_tokens if num_tokens else 0
+    if num_excess <= 0 and num_excess_tokens <= 0:
+        return
+    full = (
+        f"{owner.num_waiting} sequences of {submitted.owner!r} wait already; the limit is {limits.max_owner_waiting}"
+        if num_excess > 0
+        else f"{num_tokens} prompt tokens of {submitted.owner!r} wait already; the limit is "
+        f"{limits.max_owner_waiting_tokens}"
+    )
+    share = max(1, state.owners.num_active)  # Others' sequences leave in between.
+    raise QuotaExceeded(
+        full,
+        hint="wait for answers before asking for more",
+        retry_after_seconds=state.drain.seconds_for(num_excess * share, num_excess_tokens * share),
+    )

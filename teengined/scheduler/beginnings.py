@@ -1,0 +1,53 @@
+"""How a waiting sequence begins: with which KV that is there already, and whether there are blocks for the rest."""
+
+from teengined.kvcache.kv_cache import Prefix
+from teengined.scheduler.sequence import Sequence
+from teengined.scheduler.state import State
+
+__all__ = ["choose_beginning", "may_begin"]
+
+# Part of the pool that is left for running sequences to grow into at most, when another begins.
+_MARGIN_SHARE = 8
+
+
+def may_begin(state: State) -> bool:
+    """Whether it is worth to look at what waits. Alone, a sequence can always begin."""
+    has_place = len(state.running) < state.limits.max_running
+    return bool(state.waiting) and has_place and (state.may_start or not state.running)
+
+
+def choose_beginning(state: State, sequence: Sequence) -> Prefix | None:
+    """Return what a waiting sequence begins with, or None while there are too few blocks for it.
+
+    There must be blocks for all tokens it knows, beside those that the prompts being computed still need, and a margin
+    for the answers to grow: what begins is not soon preempted, or it would have been computed in vain.
+    """
+    known = _known_beginning(state, sequence)
+    # A part of a block costs a copy, which may be the one block too many.
+    for beginning in (known, state.cache.whole_blocks(known)):
+        num_needed = state.cache.num_needed_after(beginning, sequence.num_tokens)
+        if num_needed + _num_reserved(state) <= state.cache.pool.num_available:
+            return beginning
+    return None
+
+
+def _known_beginning(state: State, sequence: Sequence) -> Prefix:
+    """Return the longer of what another choice has computed and what the prefix cache has.
+
+    The last token always runs, because its logits are wanted.
+    """
+    request = sequence.request
+    source = request.source()
+    forked = None if source is None else state.cache.fork(source.table, request.num_prompt_tokens - 1)
+    if forked is not None and not sequence.emitted:
+        return forked
+    most = min(sequence.num_tokens - 1, request.max_cached_tokens)
+    matched = state.cache.match(sequence.table, sequence.tokens, request.submitted.salt, most)
+    return forked if forked is not None and forked.num_tokens >= matched.num_tokens else matched
+
+
+def _num_reserved(state: State) -> int:
+    unfinished = sum(
+        item.table.num_missing(item.num_tokens) for item in state.running.values() if item.num_remaining > 1
+    )
+    return unfinished + min(len(state.running), state.limits.num_blocks // _MARGIN_SHARE)

@@ -1,0 +1,45 @@
+"""The bounds of one deployment's scheduler."""
+
+from dataclasses import dataclass, fields
+
+__all__ = ["SchedulerLimits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerLimits:
+    """What a scheduler keeps within. Sequences are counted, so that each choice of a request counts."""
+
+    max_running: int
+    """Sequences that hold blocks at a time. The stages' buffers are made for as many."""
+    max_waiting: int
+    """Sequences that wait beyond those that a free place could take: what a client waits for stays foreseeable."""
+    max_waiting_tokens: int
+    """Tokens to prefill that wait: what the time to a first token is made of. One request alone may always wait."""
+    max_owner_waiting: int
+    """As `max_waiting`, of one owner: one client's flood leaves room for the others."""
+    max_owner_waiting_tokens: int
+    """As `max_waiting_tokens`, of one owner."""
+    max_step_tokens: int
+    """Tokens in a step: how long a step can take, and so the longest pause in an answer beside a long prompt."""
+    max_logit_rows: int
+    """Rows of a step for which the head gives logits: a vocabulary's worth of memory each. A sampled part takes one,
+    scoring one for each scored token of the chunk. With fewer than `max_running`, sequences decode by turns."""
+    num_blocks: int
+    """Of the KV pool."""
+    block_tokens: int
+    """Tokens in a block. Small ones waste little at a sequence's end, large ones make short tables."""
+    num_microbatches: int = 1
+    """Steps in flight at most: as many as there are stages keep all of them at work."""
+    prefix_cache: bool = True
+    """Keep full blocks when their sequences are gone, for others that begin alike."""
+    max_idle_owners: int = 1024
+    """Owners without requests whose share is remembered; one that is forgotten begins like a new one."""
+
+    def __post_init__(self) -> None:
+        """Refuse bounds under which nothing could run."""
+        may_be_zero = ("max_waiting", "max_owner_waiting", "max_idle_owners", "prefix_cache")
+        for name in (field.name for field in fields(self) if field.name not in may_be_zero):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if min(self.max_waiting, self.max_owner_waiting, self.max_idle_owners) < 0:
+            raise ValueError("max_waiting, max_owner_waiting and max_idle_owners must not be negative")
