@@ -6,7 +6,7 @@ For benchmarks and parity checks that want the arithmetic, the streaming and not
 import queue
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,25 +14,37 @@ from typing import Any, Self
 from teengined.core.device import DeviceSpec
 from teengined.core.errors import DeadlineExceeded, error_class
 from teengined.core.plan import Plan
+from teengined.core.sampling import SamplingParams
 from teengined.engine.stage_thread import StageThread
 from teengined.interfaces.driver import Device
 from teengined.interfaces.registry import PluginRegistry
 from teengined.protocol.worker_messages import (
     CloseStage,
-    ForgetSequences,
     OpenStage,
     RunStep,
-    SequenceStep,
+    SequenceOpen,
+    SequencePart,
     StageClosed,
     StageOpened,
     StepDone,
     WorkerError,
 )
 
-__all__ = ["LocalPipeline"]
+__all__ = ["LocalPipeline", "PipelineOptions"]
 
 _DEPLOYMENT = "local"
 _TIMEOUT_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineOptions:
+    """How stages are opened, where it is not the plan that says so."""
+
+    direct_io: bool = True
+    block_tokens: int = 16
+    kv_dtype: str = "auto"
+    numerics: str = "default"
+    max_step_tokens: int = 512
 
 
 class LocalPipeline:
@@ -44,11 +56,12 @@ class LocalPipeline:
         plan: Plan,
         devices: Sequence[DeviceSpec],
         registry: PluginRegistry,
-        *,
-        direct_io: bool = True,
+        options: PipelineOptions = PipelineOptions(),
     ) -> None:
         """Open every stage; returns when all are ready."""
         self._plan = plan
+        self._options = options
+        self.blocks_per_sequence = -(-plan.context_tokens // options.block_tokens)
         self._replies: queue.Queue[Any] = queue.Queue()
         self._step = 0
         self.last_steps: list[StepDone] = []
@@ -59,7 +72,7 @@ class LocalPipeline:
         for stage in plan.stages:
             device = registry.driver(specs[stage.device_id].driver).open(specs[stage.device_id])
             self._devices.append(device)
-            order = self._order(package_dir, stage.index, direct_io)
+            order = self._order(package_dir, stage.index)
             self._stages.append(StageThread(order, device, registry, self._replies.put))
         for _ in self._stages:
             self._wait_for(StageOpened)
@@ -70,19 +83,45 @@ class LocalPipeline:
         pending = [tuple(prompt) for prompt in prompts]
         answers: list[list[int]] = [[] for _ in prompts]
         self.last_steps, self.step_seconds = [], []
-        for _ in range(num_tokens):
-            done = self._run(
-                tuple(
-                    SequenceStep(sequence_id=index, token_ids=ids, start_position=positions[index], sample=True)
-                    for index, ids in enumerate(pending)
+        sampling = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
+        opened = tuple(
+            SequenceOpen(sequence_id=index, num_prompt_tokens=len(prompt), sampling=sampling)
+            for index, prompt in enumerate(prompts)
+        )
+        for number in range(num_tokens):
+            parts = tuple(
+                SequencePart(
+                    sequence_id=index,
+                    token_ids=ids,
+                    start_position=positions[index],
+                    new_blocks=() if number else self.blocks_of(index),
+                    sample=True,
                 )
+                for index, ids in enumerate(pending)
             )
-            for token in done.tokens:
+            for token in self.run(parts, opened=() if number else opened).tokens:
                 positions[token.sequence_id] += len(pending[token.sequence_id])
                 pending[token.sequence_id] = (token.token_id,)
                 answers[token.sequence_id].append(token.token_id)
-        self._submit(ForgetSequences(deployment_id=_DEPLOYMENT, sequence_ids=tuple(range(len(prompts)))))
+        self.run((), closed=tuple(range(len(prompts))))
         return answers
+
+    def blocks_of(self, index: int) -> tuple[int, ...]:
+        """Return the blocks that the sequence in slot `index` may use, enough for the whole context."""
+        first = index * self.blocks_per_sequence
+        return tuple(range(first, first + self.blocks_per_sequence))
+
+    def run(self, parts: tuple[SequencePart, ...], **changes: Any) -> StepDone:
+        """Run one step; `changes` are further fields of `RunStep`. Return the last stage's answer."""
+        step = RunStep(deployment_id=_DEPLOYMENT, step=self._step, parts=parts, **changes)
+        self._step += 1
+        start = time.perf_counter()
+        self._submit(step)
+        done = [self._wait_for(StepDone) for _ in self._stages]
+        if parts:
+            self.step_seconds.append(time.perf_counter() - start)
+            self.last_steps.extend(done)
+        return next(each for each in done if each.stage_index == len(self._stages) - 1)
 
     def close(self) -> None:
         """Close stages and devices."""
@@ -102,7 +141,7 @@ class LocalPipeline:
         """Close at the end of the context."""
         self.close()
 
-    def _order(self, package_dir: Path, index: int, direct_io: bool) -> OpenStage:
+    def _order(self, package_dir: Path, index: int) -> OpenStage:
         stage, num_stages = self._plan.stages[index], len(self._plan.stages)
         address = f"{_DEPLOYMENT}-{id(self)}"
         return OpenStage(
@@ -116,26 +155,20 @@ class LocalPipeline:
             listen_transport="inproc",
             connect_address=f"{address}-{index + 1}" if index + 1 < num_stages else "",
             connect_transport="inproc",
-            max_step_tokens=512,
+            max_step_tokens=self._options.max_step_tokens,
             verify=True,
             timeout_seconds=_TIMEOUT_SECONDS,
             read_threads=4,
             read_chunk_bytes=4 << 20,
             ring_slots=3,
-            direct_io=direct_io,
+            direct_io=self._options.direct_io,
+            num_blocks=self._plan.num_slots * self.blocks_per_sequence,
+            block_tokens=self._options.block_tokens,
+            kv_dtype=self._options.kv_dtype,
+            numerics=self._options.numerics,
         )
 
-    def _run(self, sequences: tuple[SequenceStep, ...]) -> StepDone:
-        step = RunStep(deployment_id=_DEPLOYMENT, step=self._step, sequences=sequences)
-        self._step += 1
-        start = time.perf_counter()
-        self._submit(step)
-        parts = [self._wait_for(StepDone) for _ in self._stages]
-        self.step_seconds.append(time.perf_counter() - start)
-        self.last_steps.extend(parts)
-        return next(part for part in parts if part.stage_index == len(self._stages) - 1)
-
-    def _submit(self, order: RunStep | ForgetSequences | CloseStage) -> None:
+    def _submit(self, order: RunStep | CloseStage) -> None:
         for stage in self._stages:
             stage.submit(order)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.local_pipeline import LocalPipeline
+from benchmarks.local_pipeline import LocalPipeline, PipelineOptions
 from benchmarks.parity_row import ParityRow, compare
 from benchmarks.unmeasured import plan_without_measuring
 from teengined.core.device import DeviceSpec
@@ -23,6 +23,7 @@ _NUM_TOKENS = 16
 _CONTEXT_TOKENS = 64
 _SEED = 11
 _PROMPT_LENGTHS = (1, 7, 12)
+_OPTIONS = PipelineOptions(direct_io=False)
 
 
 def architecture_rows(scratch: Path) -> Iterator[ParityRow]:
@@ -87,5 +88,5 @@ def _ours(package_dir: Path, cut: tuple[int, ...], resident: float | None, promp
         context_tokens=_CONTEXT_TOKENS,
         num_slots=len(prompts),
     )
-    with LocalPipeline(package_dir, plan, specs, PluginRegistry.load(), direct_io=False) as pipeline:
+    with LocalPipeline(package_dir, plan, specs, PluginRegistry.load(), _OPTIONS) as pipeline:
         return pipeline.generate(prompts, _NUM_TOKENS)

@@ -4,12 +4,69 @@ Counter-based randomness is Philox (Salmon and others, "Parallel random numbers:
 implements it: the same counter gives the same number on every machine, and there is no generator state to save.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from teengined.core.errors import InternalError
+from teengined.core.request import TokenLogprobs
+from teengined.protocol.worker_messages import PromptLogprobs, SampledToken, SequenceOpen
 
-__all__ = ["sample", "uniform"]
+__all__ = ["SampleRow", "Sampler", "sample", "uniform"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRow:
+    """Whose token is to be drawn from a row of logits, and its position."""
+
+    sequence_id: int
+    position: int
+
+
+class Sampler:
+    """Draws the tokens of the sequences that it was told of."""
+
+    def __init__(self, *, vocab_size: int, package_dir: Path) -> None:
+        """Start with no sequence."""
+        self._vocab_size = vocab_size
+        self._package_dir = package_dir
+        self._opened: dict[int, SequenceOpen] = {}
+
+    def open(self, opened: SequenceOpen) -> None:
+        """Get to know a sequence."""
+        self._opened[opened.sequence_id] = opened
+
+    def close(self, sequence_id: int) -> None:
+        """Forget it."""
+        del self._opened[sequence_id]
+
+    def sample(self, rows: Sequence[SampleRow], logits_WV: torch.Tensor) -> tuple[SampledToken, ...]:
+        """Return one token for each row of logits (fp32, on the CPU)."""
+        return tuple(self._draw(row, logits_V) for row, logits_V in zip(rows, logits_WV, strict=True))
+
+    def prompt_logprobs(
+        self, sequence_id: int, start_position: int, token_ids: Sequence[int], logits_WV: torch.Tensor
+    ) -> PromptLogprobs:
+        """Return the log-probability of each token in its row of logits."""
+        logprobs_WV = torch.log_softmax(logits_WV, dim=-1)
+        told = [
+            TokenLogprobs(token_id=token_id, logprob=float(logprobs_V[token_id]))
+            for token_id, logprobs_V in zip(token_ids, logprobs_WV, strict=True)
+        ]
+        return PromptLogprobs(sequence_id=sequence_id, start_position=start_position, logprobs=tuple(told))
+
+    def shutdown(self) -> None:
+        """Nothing runs beside the caller."""
+
+    def _draw(self, row: SampleRow, logits_V: torch.Tensor) -> SampledToken:
+        opened = self._opened[row.sequence_id]
+        draw = uniform(seed=opened.sampling.seed, choice=opened.choice, position=row.position)
+        sampling = opened.sampling
+        token_id = sample(logits_V, temperature=sampling.temperature, top_p=sampling.top_p, draw=draw)
+        return SampledToken(sequence_id=row.sequence_id, token_id=token_id)
 
 
 def uniform(*, seed: int, choice: int, position: int, draw: int = 0) -> float:

@@ -1,24 +1,27 @@
-"""One opened stage in a worker: its weights, its model, its sequences' KV, and its ends of the transports."""
+"""One opened stage in a worker: its weights, its model, its KV pool, and its ends of the transports."""
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from teengined.core.errors import TransportError
-from teengined.engine.sampler import sample, uniform
+from teengined.core.model import ModelManifest
+from teengined.engine.answers import Answerer, Answers
+from teengined.engine.sampler import Sampler
+from teengined.engine.sequences import Sequences
 from teengined.interfaces.driver import Device
 from teengined.interfaces.registry import PluginRegistry
 from teengined.interfaces.transport import Receiver, Sender, TransportOptions
 from teengined.modelpack.manifest import read_manifest
-from teengined.models.batch import BatchEntry, StepBatch
-from teengined.models.kv import SequenceKV
-from teengined.models.skeleton import TORCH_DTYPES, build_skeleton, read_config
-from teengined.models.stage_model import StageModel
-from teengined.protocol.worker_messages import OpenStage, RunStep, SampledToken, SequenceStep, StepDone
+from teengined.models.batch import StepBatch
+from teengined.models.kv import KVPool, PoolShape
+from teengined.models.skeleton import TORCH_DTYPES, Skeleton, SkeletonOptions, build_skeleton, num_kv_heads, read_config
+from teengined.models.stage_model import Head, StageModel
+from teengined.protocol.worker_messages import OpenStage, RunStep, StepDone
 from teengined.weights.options import StreamOptions
 from teengined.weights.stage_weights import StageWeights
 from teengined.weights.statistics import StreamStatistics
@@ -29,6 +32,11 @@ __all__ = ["OpenedStage"]
 _FAILED_STEP = torch.empty(0)
 # The ring of a healthy transport has a free slot at once; a dead one is not worth the deadline of a step.
 _TELL_SECONDS = 1.0
+# Activations between two stages: with one more than there are stages, every stage has one to work on while each hop
+# holds the next, and a stage that is done early need not wait for its neighbour to fetch.
+_MIN_TRANSPORT_SLOTS = 2
+_LARGEST_ELEMENT_BYTES = 4
+_STRICT, _QUANTISED = "strict", "int8"
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +57,12 @@ class OpenedStage:
         self._order = order
         self._device = device
         self._registry = registry
-        self._sequences: dict[int, SequenceKV] = {}
         self._receiver: Receiver | None = None
         self._sender: Sender | None = None
         self._weights: StageWeights | None = None
+        self._pool: KVPool | None = None
+        self._sequences: Sequences | None = None
+        self._answerer: Answerer | None = None
         self._model: StageModel | None = None
         self._told = StreamStatistics()
 
@@ -71,14 +81,38 @@ class OpenedStage:
     def _open(self, on_progress: Callable[[int, int], None]) -> None:
         order, package_dir = self._order, Path(self._order.package_dir)
         manifest = read_manifest(package_dir)
-        transport_options = TransportOptions(
-            max_message_bytes=order.max_step_tokens * manifest.hidden_size * 4, num_slots=2
-        )
+        transport_options = self._transport_options(manifest)
         if order.listen_address:
             transport = self._registry.transport(order.listen_transport)
             self._receiver = transport.listen(order.listen_address, transport_options)
+        config = read_config(package_dir)
+        self._pool = KVPool(self._device, self._pool_shape(manifest, num_kv_heads(config)))
+        self._sequences = Sequences(self._pool)
+        if order.stage.has_head:
+            self._answerer = Answerer(Sampler(vocab_size=manifest.vocab_size, package_dir=package_dir))
+        skeleton = build_skeleton(
+            config,
+            SkeletonOptions(
+                compute_dtype=TORCH_DTYPES[order.stage.compute_dtype],
+                device=self._device.torch_device,
+                context_tokens=order.context_tokens,
+                is_strict=order.numerics == _STRICT,
+            ),
+        )
+        self._model = self._open_model(manifest, skeleton, on_progress)
+        if order.connect_address:
+            transport = self._registry.transport(order.connect_transport)
+            self._sender = transport.connect(
+                order.connect_address, transport_options, timeout_seconds=order.timeout_seconds
+            )
+
+    def _open_model(
+        self, manifest: ModelManifest, skeleton: Skeleton, on_progress: Callable[[int, int], None]
+    ) -> StageModel:
+        """Read the resident units and put them into the model."""
+        order = self._order
         self._weights = StageWeights(
-            package_dir=package_dir,
+            package_dir=Path(order.package_dir),
             manifest=manifest,
             stage=order.stage,
             device=self._device,
@@ -91,27 +125,35 @@ class OpenedStage:
                 timeout_seconds=order.timeout_seconds,
             ),
         )
-        skeleton = build_skeleton(
-            read_config(package_dir),
-            compute_dtype=TORCH_DTYPES[order.stage.compute_dtype],
-            device=self._device.torch_device,
-        )
         self._weights.open(on_progress)
         if order.verify:
             self._read_every_group(self._weights)
         self._told = self._weights.statistics
-        self._model = StageModel(
+        return StageModel(
             skeleton=skeleton,
             manifest=manifest,
             stage=order.stage,
             weights=self._weights,
             precisions=self._registry.precisions(),
         )
-        if order.connect_address:
-            transport = self._registry.transport(order.connect_transport)
-            self._sender = transport.connect(
-                order.connect_address, transport_options, timeout_seconds=order.timeout_seconds
-            )
+
+    def _transport_options(self, manifest: ModelManifest) -> TransportOptions:
+        return TransportOptions(
+            max_message_bytes=self._order.max_step_tokens * manifest.hidden_size * _LARGEST_ELEMENT_BYTES,
+            num_slots=max(_MIN_TRANSPORT_SLOTS, self._order.num_stages + 1),
+        )
+
+    def _pool_shape(self, manifest: ModelManifest, heads: int) -> PoolShape:
+        order = self._order
+        layers = range(order.stage.layer_start, order.stage.layer_end)
+        return PoolShape(
+            num_blocks=order.num_blocks,
+            block_tokens=order.block_tokens,
+            elements_per_token={layer: manifest.kv_elements_per_token[layer] for layer in layers},
+            num_kv_heads=heads,
+            dtype=TORCH_DTYPES[order.stage.compute_dtype],
+            quantised=order.kv_dtype == _QUANTISED,
+        )
 
     def _read_every_group(self, weights: StageWeights) -> None:
         """Go round the ring once: a unit is checked when it is first read, and a damaged one must refuse the load."""
@@ -142,36 +184,45 @@ class OpenedStage:
 
     def _run(self, step: RunStep) -> StepDone:
         assert self._model is not None, "a step came before the stage was open"
+        assert self._sequences is not None
+        assert self._pool is not None
+        try:  # before anything else that may fail: later steps build on what this one changes
+            self._sequences.apply(step)
+        finally:
+            if self._answerer is not None:
+                self._answerer.apply(step)
+        if not step.parts:
+            return self._done(step, Answers(), self._mark())
+        entries = self._sequences.entries(step)
         incoming = self._incoming(step)
         timing = self._mark()
-        wanted = [sequence.sample for sequence in step.sequences]
-        batch = StepBatch(entries=tuple(self._entry(sequence) for sequence in step.sequences))
-        output = self._model.forward(batch, incoming, batch.last_rows(wanted))
-        tokens: tuple[SampledToken, ...] = ()
-        if self._order.stage.has_head:
-            tokens = self._sample([sequence for sequence in step.sequences if sequence.sample], output)
-        done = self._done(step, tokens, timing)
-        if self._sender is not None:
+        answers = Answers()
+
+        def read_head(head: Head) -> None:
+            nonlocal answers
+            assert self._answerer is not None
+            answers = self._answerer.answer(step, head)
+
+        output = self._model.forward(StepBatch(entries, self._pool), incoming, read_head)
+        done = self._done(step, answers, timing)
+        if self._sender is not None and output is not None:
             self._sender.send(step.step, output.cpu().contiguous(), timeout_seconds=self._order.timeout_seconds)
         return done
 
-    def forget(self, sequence_ids: Sequence[int]) -> None:
-        """Free the KV of sequences; unknown ids are sequences that never reached this stage."""
-        for sequence_id in sequence_ids:
-            self._sequences.pop(sequence_id, None)
-
     def close(self) -> None:
         """Give back memory, files and connections. Safe to call twice."""
-        for part in (self._sender, self._receiver, self._weights):
+        self._model = self._sequences = None
+        for part in (self._sender, self._receiver, self._weights, self._pool):
             if part is not None:
                 part.close()
-        self._sequences.clear()
-        self._model = self._weights = self._sender = self._receiver = None
+        if self._answerer is not None:
+            self._answerer.shutdown()
+        self._weights = self._pool = self._answerer = self._sender = self._receiver = None
 
     def _incoming(self, step: RunStep) -> torch.Tensor:
         device = self._device.torch_device
         if self._receiver is None:
-            ids = [token_id for sequence in step.sequences for token_id in sequence.token_ids]
+            ids = [token_id for part in step.parts for token_id in part.token_ids]
             return torch.tensor(ids, dtype=torch.long, device=device)
         activation = self._receiver.recv(timeout_seconds=self._order.timeout_seconds)
         while activation.tag < step.step:  # left over from a step that timed out here
@@ -182,22 +233,6 @@ class OpenedStage:
             raise TransportError(f"an earlier stage failed in step {step.step}")
         return activation.tensor.to(device)
 
-    def _entry(self, sequence: SequenceStep) -> BatchEntry:
-        if sequence.start_position == 0:
-            self._sequences[sequence.sequence_id] = SequenceKV(context_tokens=self._order.context_tokens)
-        return BatchEntry(
-            kv=self._sequences[sequence.sequence_id],
-            num_tokens=len(sequence.token_ids),
-            start_position=sequence.start_position,
-        )
-
-    def _sample(self, sequences: Sequence[SequenceStep], logits_WV: torch.Tensor) -> tuple[SampledToken, ...]:
-        logits_WV = logits_WV.cpu()
-        return tuple(
-            SampledToken(sequence_id=sequence.sequence_id, token_id=_draw(sequence, logits_V))
-            for sequence, logits_V in zip(sequences, logits_WV, strict=True)
-        )
-
     def _statistics(self) -> StreamStatistics:
         assert self._weights is not None
         return self._weights.statistics
@@ -206,7 +241,7 @@ class OpenedStage:
         statistics = self._statistics()
         return _Timing(time.perf_counter(), statistics.stall_seconds)
 
-    def _done(self, step: RunStep, tokens: tuple[SampledToken, ...], before: _Timing) -> StepDone:
+    def _done(self, step: RunStep, answers: Answers, before: _Timing) -> StepDone:
         self._device.synchronize()
         after = self._mark()
         seconds = after.start_seconds - before.start_seconds
@@ -216,16 +251,12 @@ class OpenedStage:
             deployment_id=self._order.deployment_id,
             stage_index=self._order.stage.index,
             step=step.step,
-            tokens=tokens,
+            tokens=answers.tokens,
             seconds=seconds,
             compute_seconds=max(0.0, seconds - stall_seconds),
             stall_seconds=stall_seconds,
             streamed_bytes=self._told.streamed_bytes - told.streamed_bytes,
             read_seconds=self._told.read_seconds - told.read_seconds,
+            prompt_logprobs=answers.prompt_logprobs,
+            vectors=answers.vectors,
         )
-
-
-def _draw(sequence: SequenceStep, logits_V: torch.Tensor) -> int:
-    position = sequence.start_position + len(sequence.token_ids)
-    draw = uniform(seed=sequence.seed, choice=sequence.choice, position=position)
-    return sample(logits_V, temperature=sequence.temperature, top_p=sequence.top_p, draw=draw)

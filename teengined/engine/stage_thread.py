@@ -16,7 +16,6 @@ from teengined.interfaces.driver import Device
 from teengined.interfaces.registry import PluginRegistry
 from teengined.protocol.worker_messages import (
     CloseStage,
-    ForgetSequences,
     OpenStage,
     RunStep,
     StageClosed,
@@ -29,8 +28,7 @@ __all__ = ["StageThread"]
 
 logger = logging.getLogger(__name__)
 
-# The daemon keeps one step in flight for each stage, and forgets sequences between them; this many waiting means that
-# it has lost count.
+# The daemon keeps about as many steps in flight as there are stages; this many waiting means that it has lost count.
 _MAX_WAITING_ORDERS = 256
 # Progress is for people: more often than this a message costs more than it tells.
 _PROGRESS_STEP_BYTES = 16 << 20
@@ -52,12 +50,13 @@ class StageThread:
         self._thread = threading.Thread(target=self._serve, name=f"stage-{order.deployment_id}", daemon=True)
         self._thread.start()
 
-    def submit(self, order: RunStep | ForgetSequences | CloseStage) -> None:
+    def submit(self, order: RunStep | CloseStage) -> None:
         """Queue an order behind those already given."""
         try:
             self._waiting.put_nowait(order)
         except queue.Full:
-            self._fail(QueueFull(f"more than {_MAX_WAITING_ORDERS} orders wait for a stage"), None)
+            step = order.step if isinstance(order, RunStep) else None
+            self._fail(QueueFull(f"more than {_MAX_WAITING_ORDERS} orders wait for a stage"), step)
 
     def join(self, timeout_seconds: float) -> None:
         """Wait for the thread to end after `CloseStage`."""
@@ -87,10 +86,7 @@ class StageThread:
             )
         )
 
-    def _obey(self, order: RunStep | ForgetSequences) -> None:
-        if isinstance(order, ForgetSequences):
-            self._stage.forget(order.sequence_ids)
-            return
+    def _obey(self, order: RunStep) -> None:
         try:
             self._reply(self._stage.run(order))
         except Exception as error:  # noqa: BLE001 - the edge: every failure becomes one wire error

@@ -26,7 +26,6 @@ from teengined.interfaces.registry import PluginRegistry
 from teengined.protocol.codec import CodecLimits
 from teengined.protocol.worker_messages import (
     CloseStage,
-    ForgetSequences,
     OpenStage,
     Ping,
     Pong,
@@ -63,7 +62,7 @@ class Worker:
                 self._stages[message.deployment_id] = StageThread(
                     message, self._device, self._registry, self._link.send
                 )
-            case RunStep() | ForgetSequences() | CloseStage():
+            case RunStep() | CloseStage():
                 self._submit(message)
             case Shutdown():
                 self.close()
@@ -79,7 +78,7 @@ class Worker:
             stage.join(_CLOSE_SECONDS)
         self._stages.clear()
 
-    def _submit(self, order: RunStep | ForgetSequences | CloseStage) -> None:
+    def _submit(self, order: RunStep | CloseStage) -> None:
         stage = self._stages.get(order.deployment_id)
         if stage is None:
             error = UnknownRequest(f"deployment {order.deployment_id} is not open on {self._device.spec.id}")

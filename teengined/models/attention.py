@@ -1,9 +1,12 @@
-"""Attention over each sequence's own context, put into transformers through its `AttentionInterface`.
+"""Attention over each sequence's blocks, put into transformers through its `AttentionInterface`.
 
 No mask reaches this function: causality, sliding windows, soft caps and sinks are applied here from what the modules
-pass. Shape suffixes: H query heads, K key-value heads, G = H / K, T new tokens, C context, D head width.
+pass. Shape suffixes: H query heads, K key-value heads, R rows (new tokens), B sequences, T new tokens of one, C
+context, D width of a key, E width of a value.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,16 +14,33 @@ from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from teengined.models.batch import current_batch
+from teengined.models.batch import ChunkRows, DecodeRows, StepBatch
+from teengined.models.cache import current_cache
+from teengined.models.fixed_attention import attend_fixed
+from teengined.models.kv import LayerBlocks
+from teengined.models.paged_attention import Scoring, attend_blocks, attend_context, attend_with_logits
 
-__all__ = ["ATTENTION_NAME", "attend", "register_attention"]
+__all__ = ["ATTENTION_NAME", "attend", "defer_expansion", "register_attention"]
 
 ATTENTION_NAME = "teengine"
+
+Expand = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def register_attention() -> None:
     """Make the function known to transformers. Not in its mask registry: that tells it to make no masks."""
     AttentionInterface.register(ATTENTION_NAME, attend)
+
+
+def defer_expansion(model: nn.Module) -> None:
+    """Let modules with multi-head latent attention hand over their latents: contexts are expanded when gathered.
+
+    They store one latent for all heads, and expand what the cache returns into keys and values with `expand_kv`.
+    """
+    for module in model.modules():
+        if hasattr(module, "expand_kv"):
+            module.expand_latents = module.expand_kv  # type: ignore[assignment]
+            module.expand_kv = _as_they_are  # type: ignore[assignment]
 
 
 def attend(
@@ -32,92 +52,113 @@ def attend(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return (1, T, H, D) for a packed query (1, H, T, D) over packed contexts (1, K, sum of C, D).
+    """Return (1, R, H, E) for the batch's packed queries (1, H, R, D). The signature is transformers'.
 
-    The signature is transformers'. Options read: `sliding_window`, `softcap`, `s_aux` (one sink logit per head).
+    Keys and values are the new tokens', which the cache has stored. Options read: `sliding_window`, `softcap`, `s_aux`
+    (one sink logit per head).
     """
-    entries = current_batch.get().entries
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    queries = query.split([entry.num_tokens for entry in entries], dim=2)
-    keys = key.split([entry.end_position for entry in entries], dim=2)
-    values = value.split([entry.end_position for entry in entries], dim=2)
-    outputs = [_attend_one(q, k, v, scale, options) for q, k, v in zip(queries, keys, values, strict=True)]
-    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-    return output.transpose(1, 2), None
-
-
-def _attend_one(
-    q_1HTD: torch.Tensor, k_1KCD: torch.Tensor, v_1KCD: torch.Tensor, scale: float, options: dict[str, Any]
-) -> torch.Tensor:
-    num_new, window = q_1HTD.shape[2], options.get("sliding_window")
-    if window is not None and num_new == 1:
-        k_1KCD, v_1KCD = k_1KCD[:, :, -window:], v_1KCD[:, :, -window:]
-        window = None
-    num_context = k_1KCD.shape[2]
-    if window is not None and num_context <= window:
-        window = None
-    softcap, sinks = options.get("softcap"), options.get("s_aux")
-    if softcap is not None or sinks is not None:
-        mask = _visible(num_new, num_context, window, q_1HTD.device) if num_new > 1 else None
-        return _attend_with_logits(q_1HTD, k_1KCD, v_1KCD, scale, (mask, softcap, sinks))
-    if num_new == 1:
-        return _attend_one_token(q_1HTD, k_1KCD, v_1KCD, scale)
-    whole = num_new == num_context and window is None
-    mask = None if whole else _visible(num_new, num_context, window, q_1HTD.device)
-    num_groups = q_1HTD.shape[1] // k_1KCD.shape[1]
-    return functional.scaled_dot_product_attention(
-        q_1HTD,
-        k_1KCD.repeat_interleave(num_groups, 1),
-        v_1KCD.repeat_interleave(num_groups, 1),
-        attn_mask=mask,
-        is_causal=whole,
-        scale=scale,
+    cache = current_cache.get()
+    call = _Call(
+        batch=cache.batch,
+        blocks=cache.stored(key, value),
+        new_states=(key, value),
+        expand=getattr(module, "expand_latents", None),
+        scoring=Scoring(
+            scale=scaling if scaling is not None else query.shape[-1] ** -0.5,
+            window=options.get("sliding_window"),
+            softcap=options.get("softcap"),
+            sinks_H=options.get("s_aux"),
+        ),
     )
+    output_RHE = _attend_fixed(call, query) if cache.is_strict else _attend(call, query)
+    return output_RHE[None], None
 
 
-def _attend_one_token(q_1H1D: torch.Tensor, k_1KCD: torch.Tensor, v_1KCD: torch.Tensor, scale: float) -> torch.Tensor:
-    """Attend with one token, its query groups in the place of tokens, so that no key is copied per group."""
-    _, num_heads, _, width = q_1H1D.shape
-    num_kv_heads = k_1KCD.shape[1]
-    q_1KGD = q_1H1D.reshape(1, num_kv_heads, num_heads // num_kv_heads, width)
-    output = functional.scaled_dot_product_attention(q_1KGD, k_1KCD, v_1KCD, scale=scale)
-    return output.reshape(1, num_heads, 1, v_1KCD.shape[-1])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """What a layer's attention works on, beside its queries."""
+
+    batch: StepBatch
+    blocks: LayerBlocks
+    new_states: tuple[torch.Tensor, torch.Tensor]
+    """As they were stored, in full precision."""
+    expand: Expand | None
+    scoring: Scoring
 
 
-def _attend_with_logits(
-    q_1HTD: torch.Tensor,
-    k_1KCD: torch.Tensor,
-    v_1KCD: torch.Tensor,
-    scale: float,
-    changes: tuple[torch.Tensor | None, float | None, torch.Tensor | None],
-) -> torch.Tensor:
-    """Attend with visible logits, for architectures that change them: cap (Gemma 2) or a sink (gpt-oss)."""
-    mask_TC, softcap, sinks_H = changes
-    num_groups = q_1HTD.shape[1] // k_1KCD.shape[1]
-    k_1HCD, v_1HCD = k_1KCD.repeat_interleave(num_groups, 1), v_1KCD.repeat_interleave(num_groups, 1)
-    logits_1HTC = (q_1HTD @ k_1HCD.transpose(2, 3)) * scale
-    if softcap is not None:
-        logits_1HTC = torch.tanh(logits_1HTC / softcap) * softcap
-    if mask_TC is not None:
-        logits_1HTC = logits_1HTC.masked_fill(~mask_TC, float("-inf"))
-    if sinks_H is None:
-        weights = torch.softmax(logits_1HTC, dim=-1, dtype=torch.float32).to(q_1HTD.dtype)
+def _attend(call: _Call, q_1HRD: torch.Tensor) -> torch.Tensor:
+    """Return (R, H, E): decode rows together, chunks one by one."""
+    q_RHD, window = q_1HRD[0].transpose(0, 1), call.scoring.window
+    groups, chunks = call.batch.decode_rows(window), call.batch.chunks(window)
+    if len(groups) == 1 and not chunks:
+        return _attend_decode(call, q_RHD, groups[0])
+    outputs: list[tuple[torch.Tensor | slice, torch.Tensor]] = []
+    outputs += [(group.rows_B, _attend_decode(call, q_RHD[group.rows_B], group)) for group in groups]
+    outputs += [(chunk.rows, _attend_chunk(call, q_1HRD[:, :, chunk.rows], chunk)) for chunk in chunks]
+    return _joined(outputs, call.batch.num_tokens)
+
+
+def _attend_decode(call: _Call, q_BHD: torch.Tensor, rows: DecodeRows) -> torch.Tensor:
+    if call.expand is None:
+        return attend_blocks(q_BHD, call.blocks, rows, call.scoring)
+    k_BKCD, v_BKCE = call.expand(*call.blocks.gather(rows.tables_BM))
+    return attend_context(q_BHD, k_BKCD, v_BKCE, rows, call.scoring)
+
+
+def _attend_chunk(call: _Call, q_1HTD: torch.Tensor, chunk: ChunkRows) -> torch.Tensor:
+    """Return (T, H, E) for one sequence's rows."""
+    k_1KCD, v_1KCE = _context(call, chunk)
+    if call.scoring.changes_logits:
+        mask_TC = _causal(q_1HTD) if chunk.mask_RC is None else chunk.mask_RC
+        output = attend_with_logits(q_1HTD, k_1KCD, v_1KCE, mask_TC, call.scoring)
     else:
-        weights = _softmax_with_sinks(logits_1HTC, sinks_H)
-    return weights @ v_1HCD
+        output = functional.scaled_dot_product_attention(
+            q_1HTD,
+            k_1KCD,
+            v_1KCE,
+            attn_mask=chunk.mask_RC,
+            is_causal=chunk.mask_RC is None,
+            scale=call.scoring.scale,
+            enable_gqa=True,
+        )
+    return output[0].transpose(0, 1)
 
 
-def _softmax_with_sinks(logits_1HTC: torch.Tensor, sinks_H: torch.Tensor) -> torch.Tensor:
-    """Normalise over the context and one extra logit per head whose weight is dropped."""
-    sinks = sinks_H.to(logits_1HTC.dtype).reshape(1, -1, 1, 1).expand(-1, -1, logits_1HTC.shape[2], 1)
-    joined = torch.cat([logits_1HTC, sinks], dim=-1)
-    joined = joined - joined.max(dim=-1, keepdim=True).values
-    return torch.softmax(joined, dim=-1, dtype=joined.dtype)[..., :-1]
+def _context(call: _Call, chunk: ChunkRows) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the keys (1, K, C, D) and values (1, K, C, E) that a chunk looks at."""
+    if chunk.start_position == 0 and call.blocks.key_scales_NKT is None:
+        keys, values = (states[:, :, chunk.rows] for states in call.new_states)
+    else:
+        keys, values = (states[:, :, : chunk.num_context] for states in call.blocks.gather(chunk.table_1M))
+    return (keys, values) if call.expand is None else call.expand(keys, values)
 
 
-def _visible(num_new: int, num_context: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """Return (T, C), true where a new token may look: itself and before, at most `window` tokens back."""
-    positions_C = torch.arange(num_context, device=device)
-    positions_T1 = positions_C[num_context - num_new :, None]
-    visible = positions_C <= positions_T1
-    return visible if window is None else visible & (positions_C > positions_T1 - window)
+def _attend_fixed(call: _Call, q_1HRD: torch.Tensor) -> torch.Tensor:
+    """Return (R, H, E), each sequence by itself in pieces of fixed shape."""
+    batch, outputs = call.batch, list[tuple[torch.Tensor | slice, torch.Tensor]]()
+    for index, entry in enumerate(batch.entries):
+        rows = slice(batch.first_rows[index], batch.first_rows[index] + entry.num_tokens)
+        keys, values = (states[:, :, : entry.end_position] for states in call.blocks.gather(batch.table(index)))
+        keys, values = (keys, values) if call.expand is None else call.expand(keys, values)
+        output = attend_fixed(q_1HRD[0, :, rows], keys[0], values[0], entry.start_position, call.scoring)
+        outputs.append((rows, output.transpose(0, 1)))
+    return _joined(outputs, batch.num_tokens)
+
+
+def _joined(outputs: list[tuple[torch.Tensor | slice, torch.Tensor]], num_rows: int) -> torch.Tensor:
+    """Put each part's rows (…, H, E) to their places."""
+    first = outputs[0][1]
+    joined_RHE = first.new_empty((num_rows, *first.shape[1:]))
+    for rows, output in outputs:
+        joined_RHE[rows] = output
+    return joined_RHE
+
+
+def _causal(q_1HTD: torch.Tensor) -> torch.Tensor:
+    """Return (T, T), true where a row of a whole prompt may look: itself and before."""
+    num_new = q_1HTD.shape[2]
+    return torch.ones(num_new, num_new, dtype=torch.bool, device=q_1HTD.device).tril_()
+
+
+def _as_they_are(latent: torch.Tensor, rotary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return latent, rotary

@@ -22,8 +22,9 @@ Parts = Mapping[str, torch.Tensor]
 class ExpertTable:
     """The experts of one layer by index. Filled when the layer's units are bound, read while it runs."""
 
-    def __init__(self) -> None:
-        """Start empty; `bind` fills it before the layer's first use."""
+    def __init__(self, *, is_fixed: bool = False) -> None:
+        """Start empty; `bind` fills it before the layer's first use. `is_fixed` as in `StrategyLinear`."""
+        self._is_fixed = is_fixed
         self._experts: dict[int, tuple[PrecisionStrategy, Mapping[str, Parts]]] = {}
 
     def bind(self, expert: int, strategy: PrecisionStrategy, parameters: Mapping[str, Parts]) -> None:
@@ -34,7 +35,8 @@ class ExpertTable:
         """Return the product of `x` with the expert's projection `name`, plus its bias where it has one."""
         strategy, parameters = self._experts[expert]
         bias = parameters.get(f"{name}_bias")
-        return strategy.linear(x_TI, parameters[name], None if bias is None else bias["data"].to(x_TI.dtype))
+        linear = strategy.linear_fixed if self._is_fixed else strategy.linear
+        return linear(x_TI, parameters[name], None if bias is None else bias["data"].to(x_TI.dtype))
 
 
 def register_experts() -> None:

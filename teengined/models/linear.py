@@ -18,9 +18,13 @@ class StrategyLinear(nn.Module):
     Stands for `nn.Linear` and for transformers' `Conv1D` alike, since packages store both as (O, I).
     """
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        """Start unbound: `strategy` and `parts` are set by the binding, `bias_O` too where there is one."""
+    def __init__(self, in_features: int, out_features: int, *, is_fixed: bool = False) -> None:
+        """Start unbound: `strategy` and `parts` are set by the binding, `bias_O` too where there is one.
+
+        `is_fixed` asks for rows that do not depend on one another, at the price of speed.
+        """
         super().__init__()
+        self.is_fixed = is_fixed
         self.in_features = in_features
         self.out_features = out_features
         self.strategy: PrecisionStrategy | None = None
@@ -31,7 +35,8 @@ class StrategyLinear(nn.Module):
         """Return (..., O) for (..., I) in `x`'s dtype."""
         assert self.strategy is not None, "a linear layer ran before its weights were bound"
         rows_TI = x.reshape(-1, x.shape[-1])
-        return self.strategy.linear(rows_TI, self.parts, self.bias_O).view(*x.shape[:-1], -1)
+        linear = self.strategy.linear_fixed if self.is_fixed else self.strategy.linear
+        return linear(rows_TI, self.parts, self.bias_O).view(*x.shape[:-1], -1)
 
 
 class LookupEmbedding:

@@ -14,13 +14,26 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.pytorch_utils import Conv1D
 
 from teengined.core.errors import PackageError, UnsupportedArchitecture
-from teengined.models.attention import ATTENTION_NAME, register_attention
+from teengined.models.attention import ATTENTION_NAME, defer_expansion, register_attention
 from teengined.models.experts import EXPERTS_NAME, ExpertTable, register_experts
 from teengined.models.linear import StrategyLinear
+from teengined.models.rotary import freeze_rotary
 
-__all__ = ["TORCH_DTYPES", "Skeleton", "build_skeleton", "read_config"]
+__all__ = ["TORCH_DTYPES", "Skeleton", "SkeletonOptions", "build_skeleton", "num_kv_heads", "read_config"]
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkeletonOptions:
+    """What a skeleton is built for."""
+
+    compute_dtype: torch.dtype
+    device: torch.device
+    context_tokens: int
+    """The longest context that it will see."""
+    is_strict: bool = False
+    """A row depends on its own context only, not on what is computed beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +46,7 @@ class Skeleton:
     layers: nn.ModuleList
     layers_name: str
     """Prefix of layer parameters in the state dict, such as `model.layers`."""
+    options: SkeletonOptions
 
 
 def read_config(package_dir: Path) -> PretrainedConfig:
@@ -49,7 +63,15 @@ def read_config(package_dir: Path) -> PretrainedConfig:
         raise PackageError(f"{path.name} of {package_dir.name} cannot be used: {error}") from error
 
 
-def build_skeleton(config: PretrainedConfig, *, compute_dtype: torch.dtype, device: torch.device) -> Skeleton:
+def num_kv_heads(config: PretrainedConfig) -> int:
+    """Return how many heads' keys a layer keeps for a token; latent attention keeps one for all."""
+    text = config.get_text_config()
+    if getattr(text, "kv_lora_rank", None) and getattr(text, "qk_rope_head_dim", None):
+        return 1
+    return getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+
+
+def build_skeleton(config: PretrainedConfig, options: SkeletonOptions) -> Skeleton:
     """Return the model's own class on the meta device with our linear layers, attention and experts in it.
 
     Raises:
@@ -58,30 +80,34 @@ def build_skeleton(config: PretrainedConfig, *, compute_dtype: torch.dtype, devi
     register_attention()
     register_experts()
     with torch.device("meta"):
-        built = AutoModelForCausalLM.from_config(config, dtype=compute_dtype, attn_implementation=ATTENTION_NAME)
+        built = AutoModelForCausalLM.from_config(
+            config, dtype=options.compute_dtype, attn_implementation=ATTENTION_NAME
+        )
     model = cast("PreTrainedModel", built.eval())
     model.config.use_cache = True
-    _use_our_experts(model)
-    _replace_linears(model)
-    _make_tables(model, device)
+    _use_our_experts(model, is_fixed=options.is_strict)
+    _replace_linears(model, is_fixed=options.is_strict)
+    _make_tables(model, options.device)
+    freeze_rotary(model, options.context_tokens)
+    defer_expansion(model)
     base, name, layers = _find_layers(model, config)
-    return Skeleton(model, base, layers, name)
+    return Skeleton(model, base, layers, name, options)
 
 
-def _use_our_experts(model: PreTrainedModel) -> None:
+def _use_our_experts(model: PreTrainedModel, *, is_fixed: bool) -> None:
     for module in model.modules():
         if hasattr(module, "_apply_gate") and hasattr(module, "is_transposed"):
             module.config._experts_implementation = EXPERTS_NAME  # type: ignore[union-attr]  # noqa: SLF001
-            module.expert_table = ExpertTable()  # type: ignore[assignment]
+            module.expert_table = ExpertTable(is_fixed=is_fixed)  # type: ignore[assignment]
 
 
-def _replace_linears(model: nn.Module) -> None:
+def _replace_linears(model: nn.Module, *, is_fixed: bool) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
-                setattr(parent, name, StrategyLinear(child.in_features, child.out_features))
+                setattr(parent, name, StrategyLinear(child.in_features, child.out_features, is_fixed=is_fixed))
             elif isinstance(child, Conv1D):
-                setattr(parent, name, StrategyLinear(child.weight.shape[0], child.nf))
+                setattr(parent, name, StrategyLinear(child.weight.shape[0], child.nf, is_fixed=is_fixed))
 
 
 def _make_tables(model: PreTrainedModel, device: torch.device) -> None:

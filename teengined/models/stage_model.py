@@ -5,11 +5,12 @@ keeps its indices; what lies outside the stage costs a function call and no byte
 
     stage 0          ids -> [embedding] -> layers -> hidden
     between       hidden -> layers -> hidden
-    last          hidden -> layers -> [norm, head] -> logits of the wanted rows
+    last          hidden -> layers -> [norm] -> hidden -> [head] -> logits of the wanted rows
 
 Shape suffixes: T tokens of the batch, D model width, W wanted rows, V vocabulary.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -20,13 +21,14 @@ from teengined.core.errors import UnsupportedArchitecture
 from teengined.core.model import ModelManifest, UnitKind
 from teengined.core.plan import Stage
 from teengined.interfaces.precision import PrecisionStrategy
-from teengined.models.batch import StepBatch, current_batch
+from teengined.models.batch import StepBatch
 from teengined.models.binding import Binder, UnitTensors
-from teengined.models.kv import StepCache
+from teengined.models.cache import StepCache, current_cache
+from teengined.models.fixed_numerics import FixedNumerics
 from teengined.models.linear import StrategyLinear, serve_embedding
-from teengined.models.skeleton import TORCH_DTYPES, Skeleton
+from teengined.models.skeleton import Skeleton
 
-__all__ = ["GroupedWeights", "StageModel"]
+__all__ = ["GroupedWeights", "Head", "StageModel"]
 
 
 class GroupedWeights(Protocol):
@@ -49,6 +51,36 @@ class GroupedWeights(Protocol):
         ...
 
 
+class Head:
+    """What the last stage's layers gave, and the way from there to logits. Lives for one forward pass."""
+
+    def __init__(self, skeleton: Skeleton, outputs: Any, options: Mapping[str, Any]) -> None:
+        """Take what the model's base returned, and what it was called with."""
+        self._skeleton = skeleton
+        self._outputs = outputs
+        self._options = options
+        self.hidden_TD: torch.Tensor = outputs.last_hidden_state[0]
+        """The last hidden states, after the final norm, of every row."""
+
+    def logits(self, rows: Sequence[int]) -> torch.Tensor:
+        """Return the logits (W, V) of these rows in fp32.
+
+        The whole class runs, so that whatever it does to logits (scales, caps) is done; only its base answers at once.
+        """
+        wanted = torch.tensor(list(rows), device=self.hidden_TD.device)
+        base, original = self._skeleton.base, self._skeleton.base.forward
+        base.forward = self._same_outputs  # type: ignore[method-assign]
+        try:
+            with _numerics(self._skeleton):
+                logits_1WV = self._skeleton.model(**self._options, logits_to_keep=wanted).logits
+        finally:
+            base.forward = original  # type: ignore[method-assign]
+        return logits_1WV[0].float()
+
+    def _same_outputs(self, *args: object, **kwargs: object) -> Any:
+        return self._outputs
+
+
 class StageModel:
     """Runs a stage's part of a forward pass, acquiring and releasing groups of weights in order of execution."""
 
@@ -67,7 +99,7 @@ class StageModel:
         self._weights = weights
         self._manifest = manifest
         self._precisions = precisions
-        self.compute_dtype = TORCH_DTYPES[stage.compute_dtype]
+        self.compute_dtype = skeleton.options.compute_dtype
         self.num_groups = stage.layer_end - stage.layer_start + stage.has_head
         self._binder = Binder(skeleton.model, manifest, precisions, self.compute_dtype)
         self._incoming_1TD: torch.Tensor | None = None
@@ -76,33 +108,37 @@ class StageModel:
         self._cut_embedding()
         self._cut_head()
 
-    def forward(self, batch: StepBatch, incoming: torch.Tensor, wanted_rows: Sequence[int]) -> torch.Tensor:
+    def forward(
+        self, batch: StepBatch, incoming: torch.Tensor, read_head: Callable[[Head], None] | None = None
+    ) -> torch.Tensor | None:
         """Run the stage on a batch.
 
         Args:
             batch: The sequences; their new tokens are the rows of `incoming`.
             incoming: Token ids (T,) on the stage that embeds, activations (T, D) on the others.
-            wanted_rows: Rows whose logits the last stage returns.
+            read_head: On the last stage, takes what is wanted of the rows, before the head's weights are released.
 
         Returns:
-            Activations (T, D) in the compute dtype, or on the last stage logits (W, V) in fp32.
+            Activations (T, D) in the compute dtype; on the last stage nothing.
         """
-        token = current_batch.set(batch)
+        cache = StepCache(batch, is_strict=self._skeleton.options.is_strict)
+        token = current_cache.set(cache)
         try:
             with torch.inference_mode():
-                return self._run(batch, incoming, wanted_rows)
+                return self._run(cache, incoming, read_head)
         except BaseException:
             self._weights.rewind()
             raise
         finally:
-            current_batch.reset(token)
+            current_cache.reset(token)
             self._incoming_1TD = self._outgoing_1TD = None
 
-    def _run(self, batch: StepBatch, incoming: torch.Tensor, wanted_rows: Sequence[int]) -> torch.Tensor:
-        device = incoming.device
+    def _run(
+        self, cache: StepCache, incoming: torch.Tensor, read_head: Callable[[Head], None] | None
+    ) -> torch.Tensor | None:
         options: dict[str, Any] = {
-            "position_ids": torch.tensor([batch.positions()], device=device),
-            "past_key_values": StepCache(batch.entries),
+            "position_ids": cache.batch.positions_T[None],
+            "past_key_values": cache,
             "use_cache": True,
         }
         if self._stage.has_embedding:
@@ -110,14 +146,15 @@ class StageModel:
         else:
             self._incoming_1TD = incoming[None].to(self.compute_dtype)
             options["inputs_embeds"] = self._incoming_1TD
-        if not self._stage.has_head:
-            self._skeleton.base(**options)
-            assert self._outgoing_1TD is not None, "the stage's last layer did not run"
-            return self._outgoing_1TD[0]
-        rows = torch.tensor(list(wanted_rows), device=device)
-        logits_1WV = self._skeleton.model(**options, logits_to_keep=rows).logits
-        self._weights.release(self.num_groups - 1)
-        return logits_1WV[0].float()
+        with _numerics(self._skeleton):
+            outputs = self._skeleton.base(**options)
+        if self._stage.has_head:
+            if read_head is not None:
+                read_head(Head(self._skeleton, outputs, options))
+            self._weights.release(self.num_groups - 1)
+            return None
+        assert self._outgoing_1TD is not None, "the stage's last layer did not run"
+        return self._outgoing_1TD[0]
 
     def _cut_layers(self) -> None:
         start, end = self._stage.layer_start, self._stage.layer_end
@@ -182,6 +219,10 @@ class StageModel:
             module = self._skeleton.model.get_submodule(parameter.rpartition(".")[0])
             if not isinstance(module, StrategyLinear):
                 module.forward = _pass_through
+
+
+def _numerics(skeleton: Skeleton) -> contextlib.AbstractContextManager[object]:
+    return FixedNumerics() if skeleton.options.is_strict else contextlib.nullcontext()
 
 
 def _pass_through(hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:

@@ -17,15 +17,16 @@ from transformers import AutoModelForCausalLM
 from benchmarks.unmeasured import plan_without_measuring
 from teengined.core.device import DeviceSpec
 from teengined.core.plan import Plan
+from teengined.core.sampling import SamplingParams
 from teengined.modelpack.manifest import read_manifest
 from teengined.protocol.worker_messages import (
     CloseStage,
-    ForgetSequences,
     OpenStage,
     Ping,
     Pong,
     RunStep,
-    SequenceStep,
+    SequenceOpen,
+    SequencePart,
     Shutdown,
     StageClosed,
     StageOpened,
@@ -85,12 +86,16 @@ def order(package_dir: Path, plan: Plan, index: int, directory: Path) -> OpenSta
         read_chunk_bytes=1 << 20,
         ring_slots=3,
         direct_io=False,
+        num_blocks=8,
+        block_tokens=16,
     )
 
 
-def step(number: int, token_ids: tuple[int, ...], start: int) -> RunStep:
-    sequence = SequenceStep(sequence_id=1, token_ids=token_ids, start_position=start, sample=True)
-    return RunStep(deployment_id="d1", step=number, sequences=(sequence,))
+def step(number: int, token_ids: tuple[int, ...], start: int, blocks: tuple[int, ...] = ()) -> RunStep:
+    """Return a step of one sequence, which is opened by the step that brings its first block."""
+    part = SequencePart(sequence_id=1, token_ids=token_ids, start_position=start, new_blocks=blocks, sample=True)
+    opened = SequenceOpen(sequence_id=1, num_prompt_tokens=len(token_ids), sampling=SamplingParams())
+    return RunStep(deployment_id="d1", step=number, parts=(part,), opened=(opened,) if blocks else ())
 
 
 def test_two_workers_answer_as_transformers_does(source: Path, package_dir: Path, tmp_path: Path) -> None:
@@ -106,12 +111,11 @@ def test_two_workers_answer_as_transformers_does(source: Path, package_dir: Path
         assert [type(worker.receive(StageOpened)) for worker in (first, last)] == [StageOpened, StageOpened]
         for number in range(NUM_TOKENS):
             for worker in (first, last):
-                worker.send(step(number, pending, start))
+                worker.send(step(number, pending, start, () if number else (5,)))
             start += len(pending)
             pending = (last.receive(StepDone).tokens[0].token_id,)
             tokens += pending
         for worker in (first, last):
-            worker.send(ForgetSequences(deployment_id="d1", sequence_ids=(1,)))
             worker.send(CloseStage(deployment_id="d1"))
             assert isinstance(worker.receive(StageClosed), StageClosed)
             worker.send(Shutdown())
@@ -168,12 +172,37 @@ def test_a_stage_whose_neighbour_fails_says_so_at_once(package_dir: Path, tmp_pa
         for index, worker in enumerate((first, last)):
             worker.send(order(package_dir, plan, index, tmp_path))
             worker.receive(StageOpened) if index else None
-        beyond_context = tuple(range(60)) + (1,) * 10
-        for worker in (first, last):
-            worker.send(step(0, beyond_context, 0))
+        # Only the first is told of a token without a row in the embedding, and fails.
+        first.send(step(0, (100_000,), 0, (5,)))
+        last.send(step(0, PROMPT[:1], 0, (5,)))
 
-        assert first.receive(StepDone).code == "context_too_long"
+        assert isinstance(first.receive(StepDone), WorkerError)
         assert last.receive(StepDone).code == "transport_failed"
+
+        # Both go on, and several steps may wait for them.
+        for number in (1, 2):
+            for worker in (first, last):
+                worker.send(step(number, PROMPT[number : number + 1], number))
+        for number in (1, 2):
+            for worker in (first, last):
+                assert worker.receive(StepDone).step == number
+
+
+def test_a_step_that_goes_beyond_its_blocks_fails_alone(package_dir: Path, tmp_path: Path) -> None:
+    plan = two_stage_plan(package_dir)
+    with WorkerProcess(tmp_path, SPECS[0]) as first, WorkerProcess(tmp_path, SPECS[1]) as last:
+        for index, worker in enumerate((first, last)):
+            worker.send(order(package_dir, plan, index, tmp_path))
+        for worker in (first, last):
+            worker.receive(StageOpened)
+        for number, blocks in enumerate(((), (99,), (5,))):
+            for worker in (first, last):
+                worker.send(step(number, PROMPT, 0, blocks))
+        answers = [[worker.receive(StepDone) for _ in range(3)] for worker in (first, last)]
+
+    assert [[getattr(answer, "code", "") for answer in each] for each in answers] == [["internal", "internal", ""]] * 2
+    assert "sequence 1 was not opened" in answers[0][0].message
+    assert "got blocks (99,) of 8" in answers[0][1].message
 
 
 def test_a_killed_neighbour_is_noticed_at_once(package_dir: Path, tmp_path: Path) -> None:
@@ -184,7 +213,7 @@ def test_a_killed_neighbour_is_noticed_at_once(package_dir: Path, tmp_path: Path
         for worker in (first, last):
             worker.receive(StageOpened)
         os.kill(first.process.pid, signal.SIGKILL)
-        last.send(step(0, PROMPT, 0))
+        last.send(step(0, PROMPT, 0, (5,)))
 
         assert last.receive(StepDone).code == "peer_lost"
 
