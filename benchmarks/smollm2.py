@@ -1,5 +1,6 @@
 """The real model of the comparisons: SmolLM2-135M-Instruct as a package, and what transformers says to 8 prompts."""
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from teengined.modelpack.aliases import ALIASES, fetch_alias
 
-__all__ = ["PROMPTS", "reference_tokens", "smollm2_package"]
+__all__ = ["PROMPTS", "reference_tokens", "smollm2_package", "write_smollm2_directory"]
 
 PROMPTS = (
     "The capital of France is",
@@ -60,3 +61,12 @@ def reference_tokens(
             )
         answers.append(output[0, len(ids) :].tolist())
     return prompt_ids, answers
+
+
+def write_smollm2_directory(gguf_file: Path, directory: Path) -> int:
+    """Write the model as a Hugging Face directory in bf16, if it is not there, and return its vocabulary's size."""
+    if not (directory / "config.json").is_file():
+        model = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.bfloat16)
+        AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name).save_pretrained(directory)
+        model.save_pretrained(directory)
+    return int(json.loads((directory / "config.json").read_text("utf-8"))["vocab_size"])

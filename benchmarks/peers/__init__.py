@@ -1,1 +1,1 @@
-"""Other engines, each run by the Python of its own environment: nothing here imports the project, or is imported by it."""
+"""Other engines, each run by the Python of its own environment: nothing here imports the project, nor the reverse."""

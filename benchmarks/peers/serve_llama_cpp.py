@@ -14,9 +14,7 @@ def main():
     order = asked()
     llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
-    model = llama_cpp.llama_model_load_from_file(
-        order["gguf_file"].encode(), llama_cpp.llama_model_default_params()
-    )
+    model = llama_cpp.llama_model_load_from_file(order["gguf_file"].encode(), llama_cpp.llama_model_default_params())
     cases = {}
     for num_streams in order["streams"]:
         cases[num_streams] = _case(model, order, num_streams)

@@ -12,9 +12,7 @@ def main():
     model = AutoModelForCausalLM.from_pretrained(
         order["model_dir"], dtype=torch.bfloat16, attn_implementation="sdpa"
     ).eval()
-    config = GenerationConfig(
-        max_new_tokens=order["num_tokens"], do_sample=False, eos_token_id=-1, pad_token_id=0
-    )
+    config = GenerationConfig(max_new_tokens=order["num_tokens"], do_sample=False, eos_token_id=-1, pad_token_id=0)
     answer({num_streams: _case(model, config, order, num_streams) for num_streams in order["streams"]})
 
 

@@ -6,8 +6,8 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
-from spoken import Stopwatch, answer, asked  # noqa: E402
-from vllm import EngineArgs, LLMEngine, SamplingParams  # noqa: E402
+from spoken import Stopwatch, answer, asked
+from vllm import EngineArgs, LLMEngine, SamplingParams
 
 
 def main():
@@ -30,9 +30,7 @@ def main():
 
 
 def _case(engine, order, num_streams):
-    params = SamplingParams(
-        max_tokens=order["num_tokens"], temperature=0.0, ignore_eos=True, detokenize=False
-    )
+    params = SamplingParams(max_tokens=order["num_tokens"], temperature=0.0, ignore_eos=True, detokenize=False)
     watch = Stopwatch(num_streams)
     for stream, prompt in enumerate(order["prompts"][:num_streams]):
         engine.add_request(str(stream), {"prompt_token_ids": prompt}, params)

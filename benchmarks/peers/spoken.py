@@ -1,8 +1,8 @@
-"""How a peer is asked and answers: one JSON object in the file that it is given, one on the last line that it prints.
+"""How a peer is asked and answers: a JSON object in the file that it is given, a JSON list on the last line it prints.
 
-Asked: `model_dir`, `gguf_file`, `prompts` (lists of token ids), `streams` (how many at once, a case each), `num_tokens`,
-`num_threads`. Answered: a case for each number of streams, with the seconds since the start of the case at which each
-token of each stream was there.
+Asked: `model_dir`, `gguf_file`, `prompts` (lists of token ids), `streams` (how many at once, a case each),
+`num_tokens`, `num_threads`. Answered: a case for each number of streams, with the seconds since the start of the case
+at which each token of each stream was there.
 """
 
 import json

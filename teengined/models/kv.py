@@ -124,9 +124,10 @@ class KVPool:
         if not blocks or not self._layers:
             return
         index = torch.tensor(blocks, device=self.torch_device)
-        for layer in self._layers.values():
-            for tensor in layer.tensors():
-                tensor.index_fill_(0, index, 0)
+        with torch.inference_mode():  # as the views were made
+            for layer in self._layers.values():
+                for tensor in layer.tensors():
+                    tensor.index_fill_(0, index, 0)
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy blocks in every layer, all reads before all writes."""
@@ -134,9 +135,10 @@ class KVPool:
             return
         source = torch.tensor(sources, device=self.torch_device)
         target = torch.tensor(targets, device=self.torch_device)
-        for layer in self._layers.values():
-            for tensor in layer.tensors():
-                tensor.index_copy_(0, target, tensor.index_select(0, source))
+        with torch.inference_mode():  # as the views were made
+            for layer in self._layers.values():
+                for tensor in layer.tensors():
+                    tensor.index_copy_(0, target, tensor.index_select(0, source))
 
     def close(self) -> None:
         """Give the memory back. Safe to call twice."""
