@@ -1,0 +1,77 @@
+import pytest
+
+from teengined.scheduler.pacing import Pacer
+
+
+def pacer(stretch: float = 2.0, max_tokens: int = 512) -> Pacer:
+    return Pacer(max_tokens=max_tokens, stretch=stretch)
+
+
+def run(subject: Pacer, num_steps: int, *, fixed: float, per_token: float, num_decoding: int = 8) -> list[float]:
+    """Let so many steps with prompts run on a machine of constant speed; return their times."""
+    times: list[float] = []
+    for _ in range(num_steps):
+        num_prompt = subject.num_prompt_tokens(num_decoding)
+        times.append(fixed + per_token * num_prompt)
+        subject.learn(num_decoding, num_prompt, times[-1])
+    return times
+
+
+def test_prompts_have_the_whole_step_where_nothing_decodes():
+    assert pacer().num_prompt_tokens(0) == 512
+
+
+@pytest.mark.parametrize("per_token", [1e-5, 1e-4, 1e-3, 5e-3])
+def test_steps_settle_at_the_allowed_stretch(per_token: float):
+    subject = pacer()
+    for _ in range(10):
+        subject.learn(8, 0, 0.050)
+    last = run(subject, 30, fixed=0.050, per_token=per_token)[-1]
+    room = 504 * per_token
+    assert last == pytest.approx(0.050 + min(0.050, room, max(0.050, 8 * per_token)), rel=0.1)
+
+
+def test_where_the_weights_are_streamed_prompts_are_nearly_free_and_go_whole():
+    subject = pacer()
+    subject.learn(8, 0, 2.0)
+    run(subject, 20, fixed=2.0, per_token=1e-3)
+    assert subject.num_prompt_tokens(8) == 504
+
+
+def test_one_slow_moment_does_not_stop_prompts():
+    subject = pacer()
+    subject.learn(8, 0, 0.050)
+    run(subject, 20, fixed=0.050, per_token=1e-3)
+    before = subject.num_prompt_tokens(8)
+    subject.learn(8, before, 10.0)
+    assert subject.num_prompt_tokens(8) >= before // 2
+
+
+def test_the_least_is_never_undercut_and_the_most_never_exceeded():
+    subject = pacer(max_tokens=64)
+    subject.learn(4, 0, 0.001)
+    run(subject, 50, fixed=0.001, per_token=1.0, num_decoding=4)
+    assert subject.num_prompt_tokens(4) == 8
+    assert subject.num_prompt_tokens(60) == 4
+    assert subject.num_prompt_tokens(64) == 0
+
+
+def test_a_small_rest_of_a_prompt_teaches_nothing_about_large_chunks():
+    subject = pacer()
+    subject.learn(8, 0, 0.050)
+    before = subject.num_prompt_tokens(8)
+    subject.learn(8, 3, 0.051)
+    assert subject.num_prompt_tokens(8) == before
+
+
+def test_the_time_of_the_nearest_number_of_rows_stands_in_for_one_that_was_not_seen():
+    subject = pacer()
+    subject.learn(2, 0, 0.040)
+    subject.learn(64, 0, 0.400)
+    before = subject.num_prompt_tokens(40)
+    subject.learn(40, before, 0.410)  # Ten milliseconds above what 64 rows take: there is room for more.
+    assert subject.num_prompt_tokens(40) > before
+
+
+def test_without_a_stretch_the_step_is_filled():
+    assert pacer(stretch=0.0).num_prompt_tokens(8) == 504
