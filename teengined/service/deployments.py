@@ -211,7 +211,7 @@ class DeploymentSet:
             text=text,
             prompts=PromptReader(text, plan.context_tokens),
             request_limits=_request_limits(config, name, planned),
-            scheduler=Scheduler(policy, _scheduler_limits(config, plan, planned.planning)),
+            scheduler=Scheduler(policy, _scheduler_limits(config, plan, planned.planning), ready=False),
             speed=SpeedMeter(plan, planned.profiles.host.disk_read_bytes_per_second),
             pool=self.pool,
             limits=config.limits,
