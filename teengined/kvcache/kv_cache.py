@@ -56,7 +56,7 @@ class KVCache:
         """`prefix_cache`: keep full blocks after their sequence, for others that begin alike."""
         self.block_tokens = block_tokens
         self._prefix_cache = prefix_cache
-        self._index = index or PrefixIndex()
+        self._index = PrefixIndex() if index is None else index
         self.pool = BlockPool(num_blocks, self._index.forget)
         self._copied: list[int] = []  # Sources of copies in the run that is being composed, each with a holder.
 
@@ -128,6 +128,13 @@ class KVCache:
     def num_needed(self, table: BlockTable, start: int, stop: int) -> int:
         """Return how many blocks must be available before tokens `[start, stop)` are written."""
         return table.num_missing(stop) + self._must_copy(table, start)
+
+    def has_room(self, table: BlockTable, start: int, stop: int) -> bool:
+        """Whether `num_needed` blocks are available; most often seen without counting them."""
+        num_available = self.pool.num_available
+        return (stop - start) // self.block_tokens + 2 < num_available or (
+            self.num_needed(table, start, stop) <= num_available
+        )
 
     def num_writable(self, table: BlockTable, start: int) -> int:
         """Return how many tokens can be written from `start` on with the blocks that are available."""

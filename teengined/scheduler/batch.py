@@ -126,7 +126,7 @@ class Composition:
         num_tokens = sequence.largest_part(start, num_most, self._num_rows_left)
         if num_tokens == 0:
             return
-        if state.cache.num_needed(table, start, start + num_tokens) > state.cache.pool.num_available:
+        if not state.cache.has_room(table, start, start + num_tokens):
             num_least = state.cache.num_needed(table, start, start + 1)
             self._preemption.make_room(sequence, num_least)
             num_tokens = min(num_tokens, state.cache.num_writable(table, start))

@@ -20,10 +20,12 @@ class SchedulerLimits:
     max_owner_waiting_tokens: int
     """As `max_waiting_tokens`, of one owner."""
     max_step_tokens: int
-    """Tokens in a step: how long a step can take, and so the longest pause in an answer beside a long prompt."""
+    """Tokens in a step: how long a step can take, and so the longest pause in an answer beside a long prompt. With
+    `max_running` or fewer, prompts may have to wait until some answers end."""
     max_logit_rows: int
     """Rows of a step for which the head gives logits: a vocabulary's worth of memory each. A sampled part takes one,
-    scoring one for each scored token of the chunk. With fewer than `max_running`, sequences decode by turns."""
+    scoring one for each scored token of the chunk. With `max_running` or fewer, what decodes leaves none for scoring,
+    and with fewer it takes turns."""
     num_blocks: int
     """Of the KV pool."""
     block_tokens: int

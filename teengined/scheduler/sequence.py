@@ -24,10 +24,12 @@ class Request:
     end_token_ids: frozenset[int] = frozenset()
     """Tokens that end a choice silently."""
     eos_token_ids: tuple[int, ...] = ()
+    num_prompt_tokens: int = 0
 
     def __post_init__(self) -> None:
         """Work out once what every step asks."""
         submitted = self.submitted
+        self.num_prompt_tokens = len(submitted.prompt)
         self.eos_token_ids = tuple(sorted(submitted.eos_token_ids))
         eos = frozenset[int]() if submitted.sampling.ignore_eos else submitted.eos_token_ids
         self.end_token_ids = eos | frozenset(submitted.sampling.stop_token_ids)
@@ -39,11 +41,6 @@ class Request:
         """Whether log-probabilities of the prompt are told."""
         goal, sampling = self.submitted.goal, self.submitted.sampling
         return goal is Goal.SCORE or (goal is Goal.GENERATE and sampling.prompt_logprobs is not None)
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Length of the prompt."""
-        return len(self.submitted.prompt)
 
     @property
     def max_cached_tokens(self) -> int:
@@ -90,7 +87,7 @@ class Sequence:
     @property
     def num_tokens(self) -> int:
         """Tokens that are known: prompt and answer."""
-        return len(self.request.submitted.prompt) + len(self.emitted)
+        return self.request.num_prompt_tokens + len(self.emitted)
 
     @property
     def num_remaining(self) -> int:

@@ -26,6 +26,8 @@ def random_sequences(seed: int) -> list[SequenceView]:
             num_computed_tokens=rng.randint(0, 100),
             num_emitted_tokens=rng.randint(0, 100),
             running=rng.random() < 0.5,
+            priority=rng.randint(-1, 1),
+            owner_served_tokens=rng.choice([0.0, 100.0 * rng.random()]),
         )
         for sequence_id in rng.sample(range(1000), rng.randint(0, 12))
     ]
@@ -52,3 +54,12 @@ def test_equal_sequences_get_equal_orders_and_the_input_is_left_alone(policy: Sc
 
     assert list(policy.order(sequences, 2.0)) == list(policy.order(sequences, 2.0))
     assert sequences == before
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_higher_priority_is_never_behind_lower(policy: SchedulingPolicy, seed: int) -> None:
+    priorities = {sequence.id: sequence.priority for sequence in random_sequences(seed)}
+
+    ordered = [priorities[sequence_id] for sequence_id in policy.order(random_sequences(seed), 2.0)]
+
+    assert ordered == sorted(ordered, reverse=True), f"seed {seed}"

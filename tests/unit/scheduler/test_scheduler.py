@@ -1,37 +1,28 @@
-import random
-
 import pytest
 
-from teengined.core.errors import DeadlineExceeded, InternalError, PluginError, QueueFull, WorkerLost
+from teengined.core.errors import (
+    DeadlineExceeded,
+    InternalError,
+    NumericalFault,
+    PluginError,
+    UnknownRequest,
+    WorkerLost,
+)
 from teengined.core.request import FinishReason
-from teengined.core.sampling import SamplingParams
 from teengined.interfaces.policy import SchedulingPolicy
 from teengined.protocol.worker_messages import SampledToken
 from teengined.scheduler.events import (
     Cancelled,
     Emit,
     End,
-    Event,
-    Forget,
-    Instruction,
     PipelineLost,
     PipelineReady,
-    Run,
     StepCompleted,
     StepFailed,
-    Submitted,
+    Stopped,
     Tick,
 )
-from teengined.scheduler.scheduler import Scheduler, SchedulerLimits
-
-EOS = 9
-
-
-class ByArrival(SchedulingPolicy):
-    name = "by-arrival"
-
-    def order(self, sequences, now_seconds):
-        return [view.id for view in sorted(sequences, key=lambda view: (view.arrived_seconds, view.id))]
+from tests.unit.scheduler.machine import EOS, done, ends_of, lengths, next_run, scheduler, step, submitted
 
 
 class LosesOne(SchedulingPolicy):
@@ -48,124 +39,163 @@ class Raises(SchedulingPolicy):
         raise ZeroDivisionError("of its own")
 
 
-def scheduler(num_slots: int = 2, max_waiting: int = 8, max_step_tokens: int = 8) -> Scheduler:
-    limits = SchedulerLimits(num_slots=num_slots, max_waiting=max_waiting, max_step_tokens=max_step_tokens)
-    return Scheduler(ByArrival(), limits)
-
-
-def submitted(sequence_id: int, prompt: tuple[int, ...] = (1, 2, 3), **more) -> Submitted:
-    sampling = SamplingParams(max_tokens=more.pop("max_tokens", 4), ignore_eos=more.pop("ignore_eos", False))
-    return Submitted(
-        sequence_id=sequence_id,
-        owner="someone",
-        prompt=prompt,
-        sampling=sampling,
-        eos_token_ids=frozenset({EOS}),
-        deadline_seconds=more.pop("deadline_seconds", 1e9),
-    )
-
-
-def done(run: Run, token_id: int = 5) -> StepCompleted:
-    tokens = [SampledToken(sequence_id=part.sequence_id, token_id=token_id) for part in run.sequences if part.sample]
-    return StepCompleted(step=run.step, tokens=tuple(tokens))
-
-
-def run_of(instructions: tuple[Instruction, ...]) -> Run:
-    return next(item for item in instructions if isinstance(item, Run))
-
-
-def ends_of(instructions: tuple[Instruction, ...]) -> list[End]:
-    return [item for item in instructions if isinstance(item, End)]
-
-
 def test_prompt_is_prefilled_then_decoded_one_token_at_a_time():
     machine = scheduler()
+    machine.handle(submitted(1), 0.0)
 
-    first = run_of(machine.handle(submitted(1), 0.0))
-    second = run_of(machine.handle(done(first, 7), 0.1))
+    first = next_run(machine)
+    second = step(machine, first, 7)
 
-    assert [(part.token_ids, part.start_position, part.sample) for part in first.sequences] == [((1, 2, 3), 0, True)]
-    assert [(part.token_ids, part.start_position, part.sample) for part in second.sequences] == [((7,), 3, True)]
+    assert [(part.token_ids, part.start_position, part.sample) for part in first.parts] == [((1, 2, 3), 0, True)]
+    assert [(part.token_ids, part.start_position, part.sample) for part in second.parts] == [((7,), 3, True)]
+
+
+def test_sequence_is_opened_with_its_first_part_and_gets_blocks_as_it_grows():
+    machine = scheduler(block_tokens=2)
+    machine.handle(submitted(1), 0.0)
+
+    first = next_run(machine)
+    second = step(machine, first)
+    third = step(machine, second)
+
+    assert [opening.sequence_id for opening in first.opened] == [1]
+    assert second.opened == third.opened == ()
+    assert [len(run.parts[0].new_blocks) for run in (first, second, third)] == [2, 0, 1]
+
+
+def test_history_goes_along_only_where_sampling_looks_at_it():
+    machine = scheduler()
+    machine.handle(submitted(1, presence_penalty=1.0), 0.0)
+    machine.handle(submitted(2), 0.0)
+
+    assert [opening.history for opening in next_run(machine).opened] == [(1, 2, 3), ()]
 
 
 def test_long_prompt_goes_in_chunks_and_only_the_last_is_sampled():
     machine = scheduler(max_step_tokens=4)
+    machine.handle(submitted(1, prompt=tuple(range(6))), 0.0)
 
-    first = run_of(machine.handle(submitted(1, prompt=tuple(range(6))), 0.0))
-    second = run_of(machine.handle(done(first), 0.1))
+    first = next_run(machine)
+    second = step(machine, first)
 
-    assert [(len(part.token_ids), part.sample) for part in (*first.sequences, *second.sequences)] == [
-        (4, False),
-        (2, True),
-    ]
+    assert [(len(part.token_ids), part.sample) for part in (*first.parts, *second.parts)] == [(4, False), (2, True)]
 
 
 def test_decode_goes_on_beside_the_prefill_of_another():
     machine = scheduler(max_step_tokens=4)
-    first = run_of(machine.handle(submitted(1), 0.0))
+    machine.handle(submitted(1), 0.0)
+    first = next_run(machine)
     machine.handle(submitted(2, prompt=tuple(range(10))), 0.0)
 
-    second = run_of(machine.handle(done(first), 0.1))
-
-    assert {part.sequence_id: len(part.token_ids) for part in second.sequences} == {1: 1, 2: 3}
+    assert lengths(step(machine, first)) == {1: 1, 2: 3}
 
 
 def test_only_one_step_is_in_flight():
     machine = scheduler()
     machine.handle(submitted(1), 0.0)
+    next_run(machine)
+    machine.handle(submitted(2), 0.0)
 
-    assert machine.handle(submitted(2), 0.0) == ()
+    assert machine.next_runs(0.0) == ()
+    assert machine.num_in_flight == 1
 
 
-def test_end_of_sequence_ends_silently():
+def test_steps_are_counted_without_gap():
     machine = scheduler()
-    first = run_of(machine.handle(submitted(1), 0.0))
+    machine.handle(submitted(1), 0.0)
+    run = next_run(machine)
+
+    assert [run.step, step(machine, run).step] == [0, 1]
+
+
+def test_end_of_sequence_ends_silently_and_the_next_run_closes_it():
+    machine = scheduler()
+    machine.handle(submitted(1), 0.0)
+    first = next_run(machine)
 
     instructions = machine.handle(done(first, EOS), 0.1)
+    machine.handle(submitted(2), 0.1)
 
+    token = SampledToken(sequence_id=1, token_id=EOS)
     assert instructions == (
-        Emit(sequence_id=1, token_id=EOS, silent=True),
+        Emit(sequence_id=1, token=token, silent=True),
         End(sequence_id=1, reason=FinishReason.STOP),
-        Forget(sequence_ids=(1,)),
     )
+    assert next_run(machine).closed == (1,)
+
+
+def test_end_of_sequence_that_is_ignored_is_a_token_like_any_other():
+    machine = scheduler()
+    machine.handle(submitted(1, ignore_eos=True), 0.0)
+
+    instructions = machine.handle(done(next_run(machine), EOS), 0.1)
+
+    assert [item.silent for item in instructions if isinstance(item, Emit)] == [False]
+    assert ends_of(instructions) == []
+
+
+def test_stop_token_ends_silently_but_not_before_the_least_number_of_tokens():
+    machine = scheduler()
+    machine.handle(submitted(1, stop_token_ids=(7,), min_tokens=1), 0.0)
+    first = next_run(machine)
+
+    early = machine.handle(done(first, 7), 0.1)
+    late = machine.handle(done(next_run(machine), 7), 0.2)
+
+    assert [item.silent for item in (*early, *late) if isinstance(item, Emit)] == [False, True]
+    assert [end.reason for end in ends_of(early + late)] == [FinishReason.STOP]
 
 
 def test_last_token_ends_with_length():
     machine = scheduler()
-    first = run_of(machine.handle(submitted(1, max_tokens=1), 0.0))
+    machine.handle(submitted(1, max_tokens=1), 0.0)
 
-    assert ends_of(machine.handle(done(first), 0.1)) == [End(sequence_id=1, reason=FinishReason.LENGTH)]
+    ends = ends_of(machine.handle(done(next_run(machine)), 0.1))
 
-
-def test_cancelled_sequence_ends_at_once_and_keeps_its_slot_until_the_step_is_over():
-    machine = scheduler(num_slots=1)
-    first = run_of(machine.handle(submitted(1), 0.0))
-    machine.handle(submitted(2), 0.0)
-
-    at_once = machine.handle(Cancelled(sequence_id=1), 0.0)
-    later = machine.handle(done(first), 0.1)
-
-    assert at_once == (End(sequence_id=1, reason=FinishReason.CANCELLED),)
-    assert later[0] == Forget(sequence_ids=(1,))
-    assert [part.sequence_id for part in run_of(later).sequences] == [2]
+    assert ends == [End(sequence_id=1, reason=FinishReason.LENGTH)]
 
 
-def test_queue_that_is_full_refuses_and_changes_nothing():
-    machine = scheduler(num_slots=1, max_waiting=1)
+def test_stop_text_ends_the_sequence_and_what_it_still_draws_is_dropped():
+    machine = scheduler()
     machine.handle(submitted(1), 0.0)
+    second = step(machine, next_run(machine))
+
+    ends = machine.handle(Stopped(sequence_id=1), 0.1)
+
+    assert ends == (End(sequence_id=1, reason=FinishReason.STOP),)
+    assert machine.handle(done(second), 0.2) == ()
+
+
+def test_cancelled_sequence_ends_at_once_and_so_do_its_blocks_and_its_place():
+    machine = scheduler(max_running=1, num_blocks=2)
+    machine.handle(submitted(1), 0.0)
+    first = next_run(machine)
     machine.handle(submitted(2), 0.0)
 
-    with pytest.raises(QueueFull) as caught:
-        machine.handle(submitted(3), 0.0)
+    ends = machine.handle(Cancelled(sequence_id=1), 0.0)
 
-    assert machine.num_waiting == 1
-    assert (caught.value.retry_after_seconds or 0) > 0
+    assert ends == (End(sequence_id=1, reason=FinishReason.CANCELLED),)
+    assert machine.num_used_blocks == 0
+    second = step(machine, first)
+    assert second.closed == (1,)
+    assert lengths(second) == {2: 3}
 
 
-def test_no_waiting_room_still_lets_a_free_slot_be_taken():
-    machine = scheduler(num_slots=1, max_waiting=0)
+def test_sequence_ends_once_whatever_happens_after():
+    machine = scheduler()
+    machine.handle(submitted(1, deadline_seconds=5.0), 0.0)
+    first = next_run(machine)
+    machine.handle(Cancelled(sequence_id=1), 0.0)
 
-    assert run_of(machine.handle(submitted(1), 0.0)).step == 0
+    events = [
+        Cancelled(sequence_id=1),
+        Stopped(sequence_id=1),
+        Tick(),
+        done(first),
+        PipelineLost(error=WorkerLost("x")),
+    ]
+
+    assert [machine.handle(event, 9.0) for event in events] == [()] * 5
 
 
 def test_sequence_past_its_deadline_fails():
@@ -177,146 +207,108 @@ def test_sequence_past_its_deadline_fails():
 
 
 def test_failed_step_fails_its_sequences_and_no_others():
-    machine = scheduler(num_slots=1)
-    first = run_of(machine.handle(submitted(1), 0.0))
+    machine = scheduler(max_running=1)
+    machine.handle(submitted(1), 0.0)
+    first = next_run(machine)
     machine.handle(submitted(2), 0.0)
 
-    instructions = machine.handle(StepFailed(step=first.step, error=InternalError("broken")), 0.1)
+    ends = ends_of(machine.handle(StepFailed(step=first.step, error=InternalError("broken")), 0.1))
 
-    assert [end.sequence_id for end in ends_of(instructions)] == [1]
-    assert [part.sequence_id for part in run_of(instructions).sequences] == [2]
+    assert [end.sequence_id for end in ends] == [1]
+    assert lengths(next_run(machine)) == {2: 3}
+
+
+def test_blocks_of_a_failed_step_are_not_kept():
+    machine = scheduler()
+    machine.handle(submitted(1, prompt=tuple(range(8))), 0.0)
+
+    machine.handle(StepFailed(step=next_run(machine).step, error=InternalError("broken")), 0.1)
+
+    assert machine.num_cached_blocks == 0
 
 
 def test_lost_pipeline_fails_everything_and_waits_to_be_ready():
-    machine = scheduler(num_slots=1)
-    first = run_of(machine.handle(submitted(1), 0.0))
+    machine = scheduler(max_running=1)
+    machine.handle(submitted(1), 0.0)
+    first = next_run(machine)
     machine.handle(submitted(2), 0.0)
 
     lost = machine.handle(PipelineLost(error=WorkerLost("gone")), 0.1)
-    while_lost = machine.handle(submitted(3), 0.2)
+    machine.handle(submitted(3), 0.2)
     late = machine.handle(done(first), 0.3)
-    ready = machine.handle(PipelineReady(), 0.4)
+    while_lost = machine.next_runs(0.3)
+    machine.handle(PipelineReady(), 0.4)
 
     assert [end.sequence_id for end in ends_of(lost)] == [1, 2]
     assert while_lost == late == ()
-    assert run_of(ready).step == 0
+    run = next_run(machine)
+    assert (run.step, run.closed) == (0, ())
+
+
+def test_lost_pipeline_takes_the_prefix_cache_along():
+    machine = scheduler()
+    machine.handle(submitted(1, prompt=tuple(range(8)), max_tokens=1), 0.0)
+    machine.handle(done(next_run(machine)), 0.1)
+    assert machine.num_cached_blocks == 2
+
+    machine.handle(PipelineLost(error=WorkerLost("gone")), 0.2)
+
+    assert machine.num_cached_blocks == 0
 
 
 def test_sampled_part_without_a_token_is_an_error_of_its_sequence():
     machine = scheduler()
-    first = run_of(machine.handle(submitted(1), 0.0))
+    machine.handle(submitted(1), 0.0)
+    machine.handle(submitted(2), 0.0)
+    run = next_run(machine)
+    token = SampledToken(sequence_id=2, token_id=4)
 
-    ends = ends_of(machine.handle(StepCompleted(step=first.step, tokens=()), 0.1))
+    instructions = machine.handle(StepCompleted(step=run.step, tokens=(token,)), 0.1)
 
-    assert isinstance(ends[0].error, InternalError)
-
-
-def test_policy_that_loses_a_sequence_is_named():
-    machine = Scheduler(LosesOne(), SchedulerLimits(num_slots=1, max_waiting=1, max_step_tokens=4))
-
-    with pytest.raises(PluginError, match="loses-one"):
-        machine.handle(submitted(1), 0.0)
+    assert [(end.sequence_id, type(end.error)) for end in ends_of(instructions)] == [(1, InternalError)]
+    assert Emit(sequence_id=2, token=token, silent=False) in instructions
 
 
-class Story:
-    """A random life of a scheduler, with a model of what the stages would hold."""
+def test_fault_ends_its_sequence_under_its_own_code_and_its_blocks_are_not_kept():
+    machine = scheduler()
+    machine.handle(submitted(1, prompt=tuple(range(6))), 0.0)
+    second = step(machine, next_run(machine))
+    fault = SampledToken(sequence_id=1, token_id=-1, fault="numerical_fault", message="not numbers")
 
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
-        self.machine = scheduler(self.random.randint(1, 4), self.random.randint(0, 6), self.random.randint(4, 12))
-        self.known: dict[int, int] = {}
-        self.submitted: set[int] = set()
-        self.ended: list[int] = []
-        self.step: Run | None = None
-        self.lost = False
+    (end,) = machine.handle(StepCompleted(step=second.step, tokens=(fault,)), 0.1)
 
-    def play(self, num_events: int) -> None:
-        for now in range(num_events):
-            self.take(self.next_event(), float(now))
-        now = num_events
-        while self.step is not None or self.lost:
-            self.take(done(self.step) if self.step else PipelineReady(), float(now))
-            now += 1
-
-    def next_event(self) -> Event:
-        choice = self.random.random()
-        if choice < 0.35 or not self.submitted:
-            prompt = tuple(self.random.randint(0, 8) for _ in range(self.random.randint(1, 20)))
-            deadline = self.random.choice([1e9, 150.0])
-            return submitted(
-                len(self.submitted) + 1, prompt, max_tokens=self.random.randint(1, 6), deadline_seconds=deadline
-            )
-        if choice < 0.45:
-            return Cancelled(sequence_id=self.random.randint(1, len(self.submitted)))
-        if choice < 0.5:
-            return Tick()
-        if choice < 0.53:
-            return PipelineLost(error=WorkerLost("gone"))
-        if self.lost:
-            return PipelineReady()
-        if self.step is None:
-            return Tick()
-        if choice < 0.57:
-            return StepFailed(step=self.step.step, error=InternalError("broken"))
-        return done(self.step, self.random.choice([3, 4, EOS]))
-
-    def take(self, event: Event, now: float) -> None:
-        if isinstance(event, (StepCompleted, StepFailed)):
-            self.step = None
-        if isinstance(event, (PipelineLost, PipelineReady)):
-            self.lost = isinstance(event, PipelineLost)
-            self.step, self.known = None, {}
-        if isinstance(event, Submitted):
-            self.submitted.add(event.sequence_id)
-        try:
-            instructions = self.machine.handle(event, now)
-        except QueueFull:
-            assert isinstance(event, Submitted)
-            self.ended.append(event.sequence_id)
-            return
-        for instruction in instructions:
-            self.obey(instruction)
-
-    def obey(self, instruction: Instruction) -> None:
-        match instruction:
-            case End():
-                self.ended.append(instruction.sequence_id)
-            case Emit():
-                assert instruction.sequence_id not in self.ended
-            case Forget():
-                for sequence_id in instruction.sequence_ids:
-                    del self.known[sequence_id]
-            case Run():
-                self.run(instruction)
-
-    def run(self, step: Run) -> None:
-        assert self.step is None
-        assert not self.lost
-        limits = self.machine.limits
-        assert 1 <= sum(len(part.token_ids) for part in step.sequences) <= limits.max_step_tokens
-        for part in step.sequences:
-            assert part.sequence_id not in self.ended
-            assert part.start_position == self.known.get(part.sequence_id, 0)
-            assert part.token_ids
-            self.known[part.sequence_id] = part.start_position + len(part.token_ids)
-        assert len(self.known) <= limits.num_slots
-        self.step = step
+    assert isinstance(end, End)
+    assert isinstance(end.error, NumericalFault)
+    assert end.error.message == "not numbers"
+    assert machine.num_cached_blocks == 0
 
 
-@pytest.mark.parametrize("part", range(20))
-def test_random_schedules_end_every_request_exactly_once(part: int, seed: int):
-    for number in range(150):
-        story = Story(seed * 10_000 + part * 150 + number)
+def test_sequence_says_where_it_stands():
+    machine = scheduler(max_running=1, max_step_tokens=2)
+    machine.handle(submitted(1), 0.0)
+    machine.handle(submitted(2), 0.0)
+    first = next_run(machine)
+    states = [machine.state_of(1), machine.state_of(2)]
+    second = step(machine, first)
+    step(machine, second)
 
-        story.play(100)
-
-        assert sorted(story.ended) == sorted(story.submitted)
-        assert story.known == {}
-        assert (story.machine.num_running, story.machine.num_waiting) == (0, 0)
+    assert [*states, machine.state_of(1)] == ["prefill", "queued", "decode"]
+    with pytest.raises(UnknownRequest):
+        machine.state_of(3)
 
 
-def test_policy_that_raises_is_an_error_that_names_it():
-    machine = Scheduler(Raises(), SchedulerLimits(num_slots=1, max_waiting=1, max_step_tokens=1))
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (LosesOne(), "'loses-one' did not return a permutation"),
+        (Raises(), r"'raises' failed: ZeroDivisionError\('of its own'\)"),
+    ],
+)
+def test_policy_that_breaks_its_contract_is_named_and_everything_can_still_be_ended(policy, message):
+    machine = scheduler(policy)
+    machine.handle(submitted(1), 0.0)
 
-    with pytest.raises(PluginError, match=r"'raises' failed: ZeroDivisionError\('of its own'\)"):
-        machine.handle(submitted(1), 0.0)
+    with pytest.raises(PluginError, match=message):
+        machine.next_runs(0.0)
+
+    assert [end.sequence_id for end in ends_of(machine.handle(PipelineLost(error=WorkerLost("over")), 0.1))] == [1]

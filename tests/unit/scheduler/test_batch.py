@@ -1,0 +1,102 @@
+from teengined.core.request import Goal
+from teengined.scheduler.events import Cancelled
+from tests.unit.scheduler.machine import done, lengths, next_run, scheduler, step, submitted
+
+
+def decoding(machine, *sequence_ids: int):
+    """Submit sequences that decode for long, and complete runs until all do."""
+    for sequence_id in sequence_ids:
+        machine.handle(submitted(sequence_id, prompt=(1,), max_tokens=50), 0.0)
+    while any(machine.state_of(sequence_id) != "decode" for sequence_id in sequence_ids):
+        for run in machine.next_runs(0.0):
+            machine.handle(done(run), 0.0)
+    return machine
+
+
+def test_runs_in_flight_share_the_decoding_sequences_evenly():
+    machine = decoding(scheduler(num_microbatches=2), 1, 2, 3, 4)
+
+    first, second = machine.next_runs(0.0)
+
+    assert lengths(first) == {1: 1, 2: 1}
+    assert lengths(second) == {3: 1, 4: 1}
+    assert machine.next_runs(0.0) == ()
+    machine.handle(done(first), 0.0)
+    assert lengths(next_run(machine)) == {1: 1, 2: 1}
+
+
+def test_runs_in_flight_share_the_prompts_that_wait():
+    machine = scheduler(num_microbatches=2, max_step_tokens=100)
+    machine.handle(submitted(1, prompt=tuple(range(20))), 0.0)
+    machine.handle(submitted(2, prompt=tuple(range(20, 40))), 0.0)
+
+    assert [lengths(run) for run in machine.next_runs(0.0)] == [{1: 20}, {2: 20}]
+
+
+def test_single_prompt_is_not_cut_for_the_sake_of_an_empty_run():
+    machine = scheduler(num_microbatches=4, max_step_tokens=100)
+    machine.handle(submitted(1, prompt=tuple(range(20))), 0.0)
+
+    assert [lengths(run) for run in machine.next_runs(0.0)] == [{1: 20}]
+
+
+def test_sequence_is_in_one_run_at_a_time():
+    machine = scheduler(num_microbatches=3, max_step_tokens=4)
+    machine.handle(submitted(1, prompt=tuple(range(20))), 0.0)
+
+    assert [lengths(run) for run in machine.next_runs(0.0)] == [{1: 4}]
+
+
+def test_sequences_take_turns_where_the_head_cannot_take_all():
+    machine = decoding(scheduler(max_logit_rows=2), 1, 2)
+    machine.handle(submitted(3, prompt=(1, 2)), 0.0)
+
+    runs = [next_run(machine)]
+    for _ in range(3):
+        runs.append(step(machine, runs[-1]))
+
+    assert [sorted(lengths(run)) for run in runs] == [[1, 2, 3], [1, 2], [1, 3], [2, 3]]
+
+
+def test_last_token_of_a_prompt_waits_for_a_row_of_the_head():
+    machine = decoding(scheduler(max_logit_rows=2), 1, 2)
+    machine.handle(submitted(3, prompt=(1, 2, 3, 4)), 0.0)
+
+    beside = next_run(machine)
+    machine.handle(Cancelled(sequence_id=1), 0.0)
+    after = step(machine, beside)
+
+    assert lengths(beside) == {1: 1, 2: 1, 3: 3}
+    assert lengths(after) == {2: 1, 3: 1}
+    assert all(part.sample for part in after.parts)
+
+
+def test_scored_prompt_goes_in_chunks_within_the_rows_of_the_head():
+    machine = scheduler(max_logit_rows=3, max_step_tokens=100)
+    machine.handle(submitted(1, prompt=tuple(range(10)), goal=Goal.SCORE, score_start=5), 0.0)
+
+    first = next_run(machine)
+    second = step(machine, first)
+
+    # Row 4 is the first wanted: it tells of token 5.
+    assert [len(run.parts[0].token_ids) for run in (first, second)] == [7, 3]
+
+
+def test_waiting_sequence_begins_only_beside_room_for_those_that_run():
+    machine = decoding(scheduler(num_blocks=16, block_tokens=4, max_step_tokens=100), 1, 2)
+    machine.handle(submitted(3, prompt=tuple(range(13 * 4)), max_tokens=2), 0.0)
+
+    alone = next_run(machine)
+
+    assert machine.state_of(3) == "queued"  # 14 blocks are there, and two are the others' to grow into.
+    machine.handle(Cancelled(sequence_id=1), 0.0)
+    assert lengths(step(machine, alone))[3] == 52
+
+
+def test_sequence_that_does_not_fit_is_not_overtaken():
+    machine = decoding(scheduler(num_blocks=16, block_tokens=4, max_step_tokens=100), 1, 2)
+    machine.handle(submitted(3, prompt=tuple(range(56)), max_tokens=2), 0.0)
+    machine.handle(submitted(4), 0.0)
+
+    assert sorted(lengths(next_run(machine))) == [1, 2]
+    assert machine.num_waiting == 2
