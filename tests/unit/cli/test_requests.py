@@ -69,4 +69,8 @@ def test_every_request_that_is_named_is_cancelled_whatever_becomes_of_the_others
     assert code == 4
     assert out == "cancelled one\ncancelled two\n"
     assert "it is gone" in err
-    assert [message.request_id for message in daemon.asked if isinstance(message, wire.Cancel)] == ["one", "gone", "two"]
+    assert [message.request_id for message in daemon.asked if isinstance(message, wire.Cancel)] == [
+        "one",
+        "gone",
+        "two",
+    ]
