@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 from teengined.core.request import FinishReason
 from teengined.protocol.worker_messages import SampledToken
 from teengined.service.choice import Choice
 from teengined.service.detokenizer import Detokenizer
+from teengined.service.segments import SegmentDelta, open_fold
 from teengined.service.stop_text import StopText
 
 
@@ -12,7 +15,7 @@ def choice(*stops: str, include: bool = False, min_tokens: int = 0) -> Choice:
 
 
 def add(made: Choice, content: bytes) -> list[str]:
-    return [made.add(SampledToken(sequence_id=1, token_id=byte), silent=False) for byte in content]
+    return [made.add(SampledToken(sequence_id=1, token_id=byte), silent=False).text for byte in content]
 
 
 def test_stop_text_across_tokens_is_cut_off_and_its_tokens_counted():
@@ -20,7 +23,7 @@ def test_stop_text_across_tokens_is_cut_off_and_its_tokens_counted():
 
     assert add(made, b"ab END") == ["a", "b", " ", "", "", ""]
     assert made.stopped
-    assert made.end(FinishReason.STOP) == ""
+    assert made.end(FinishReason.STOP) == SegmentDelta()
     assert (made.num_tokens, made.reason) == (6, FinishReason.STOP)
 
 
@@ -32,7 +35,7 @@ def test_part_of_a_stop_text_is_told_at_the_end():
     made = choice("END")
     add(made, b"EN")
 
-    assert made.end(FinishReason.LENGTH) == "EN"
+    assert made.end(FinishReason.LENGTH).text == "EN"
     assert made.reason is FinishReason.LENGTH
 
 
@@ -73,5 +76,14 @@ def test_cancelled_choice_stays_cancelled():
 def test_silent_token_has_no_text():
     made = choice()
 
-    assert made.add(SampledToken(sequence_id=1, token_id=97), silent=True) == ""
+    assert made.add(SampledToken(sequence_id=1, token_id=97), silent=True) == SegmentDelta()
     assert made.num_tokens == 1
+
+
+def test_reasoning_is_told_apart_and_what_waits_is_told_at_the_end():
+    made = replace(choice(), segments=open_fold("hermes", "r/0", ""))
+    told = [made.add(SampledToken(sequence_id=1, token_id=byte), silent=False) for byte in b"<think>so</think>hi<to"]
+    told.append(made.end(FinishReason.LENGTH))
+
+    assert "".join(delta.reasoning for delta in told) == "so"
+    assert "".join(delta.text for delta in told) == "hi<to"

@@ -1,5 +1,6 @@
 import asyncio
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from teengined.service.text import TextCodec
 from tests.fakes.byte_package import write_byte_package
 
 LONG = "x" * 100_000
+NOW = datetime(2024, 2, 29, tzinfo=UTC)
 
 
 class StuckOnLong(TextCodec):
@@ -35,12 +37,12 @@ def text(tmp_path: Path) -> StuckOnLong:
 
 def test_every_form_of_a_prompt_becomes_tokens(text: StuckOnLong):
     async def story() -> list[tuple[int, ...]]:
-        reader = PromptReader(text, 100)
+        reader = PromptReader(text, 100, lambda: NOW)
         chat = (ChatMessage(role="user", content="hi"),)
+        forms = ({"prompt": "hi"}, {"token_ids": (7, 8)}, {"messages": chat})
+        messages = [Generate(model="m", **form) for form in forms]
         return [
-            await reader.read(Generate(model="m", prompt="hi")),
-            await reader.read(Generate(model="m", token_ids=(7, 8))),
-            await reader.read(Generate(model="m", messages=chat)),
+            *[(await reader.read(message)).token_ids for message in messages],
             await reader.read_text("ho"),
             *await reader.read_pair(Score(model="m", context="a", continuation="b")),
             *await reader.read_pair(Score(model="m", context_ids=(1,), continuation_ids=(2,))),
@@ -53,7 +55,7 @@ def test_every_form_of_a_prompt_becomes_tokens(text: StuckOnLong):
 
 def test_long_text_delays_no_short_one(text: StuckOnLong):
     async def story() -> list[bool]:
-        reader = PromptReader(text, 100)
+        reader = PromptReader(text, 100, lambda: NOW)
         long = asyncio.create_task(reader.read_text(LONG))
         short = [await reader.read_text("hi") for _ in range(10)]
         before = long.done()
@@ -65,7 +67,7 @@ def test_long_text_delays_no_short_one(text: StuckOnLong):
 
 def test_long_texts_that_wait_are_limited(text: StuckOnLong):
     async def story() -> None:
-        reader = PromptReader(text, 100)
+        reader = PromptReader(text, 100, lambda: NOW)
         waiting = [asyncio.create_task(reader.read_text(LONG)) for _ in range(17)]
         await asyncio.sleep(0)
 
@@ -76,3 +78,15 @@ def test_long_texts_that_wait_are_limited(text: StuckOnLong):
         await asyncio.gather(*waiting)
 
     asyncio.run(story())
+
+
+def test_end_of_the_prompt_is_kept_for_what_the_answer_begins_in(text: StuckOnLong):
+    async def story() -> list[str]:
+        reader = PromptReader(text, 500, lambda: NOW)
+        chat = (ChatMessage(role="user", content="hi" * 100),)
+        messages = [Generate(model="m", prompt="hi<think>"), Generate(model="m", messages=chat)]
+        return [(await reader.read(message)).tail for message in messages]
+
+    plain, rendered = asyncio.run(story())
+    assert plain == "hi<think>"
+    assert (len(rendered), rendered[-11:]) == (100, "[assistant]")

@@ -1,4 +1,5 @@
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ from tokenizers import models, processors
 from teengined.core.errors import ContextTooLong, PackageError, RequestError
 from teengined.core.request import ChatMessage
 from teengined.service.text import TextCodec
-from tests.fakes.byte_package import EOS, write_byte_package
+from tests.fakes.byte_package import BOS, EOS, write_byte_package
 
+NOW = datetime(2024, 2, 29, tzinfo=UTC)
 HELLO = (ChatMessage(role="user", content="hi"),)
 
 
@@ -27,29 +29,37 @@ def test_prompt_is_encoded_as_it_is(package: Path):
     assert TextCodec(package, 1000).encode("hé") == tuple("hé".encode())
 
 
-def test_special_tokens_of_a_chat_are_single_tokens(package: Path):
-    assert EOS in TextCodec(package, 1000).encode_chat(HELLO)
-
-
 def test_template_file_beats_the_configured_one(package: Path):
     (package / "chat_template.jinja").write_text("file")
 
-    assert TextCodec(package, 1000).encode_chat(HELLO) == tuple(b"file")
+    assert TextCodec(package, 1000).template_source == "file"
 
 
 def test_default_of_several_templates_is_taken(package: Path):
     set_template(package, [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}])
 
-    assert TextCodec(package, 1000).encode_chat(HELLO) == tuple(b"plain")
+    assert TextCodec(package, 1000).template_source == "plain"
 
 
 def test_chat_without_template_says_what_to_do(package: Path):
     set_template(package, None)
 
     with pytest.raises(RequestError, match="no chat template") as caught:
-        TextCodec(package, 1000).encode_chat(HELLO)
+        TextCodec(package, 1000).render_chat(HELLO, now=NOW)
 
     assert "plain prompt" in caught.value.hint
+
+
+def test_special_tokens_of_a_rendered_chat_are_single_tokens(package: Path):
+    assert TextCodec(package, 1000).encode_rendered("a<eos>") == (ord("a"), EOS)
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"x" * ((1 << 20) + 1)])
+def test_template_that_cannot_be_read_is_a_damaged_package(package: Path, content: bytes):
+    (package / "chat_template.jinja").write_bytes(content)
+
+    with pytest.raises(PackageError, match=r"chat_template\.jinja"):
+        TextCodec(package, 1000)
 
 
 def test_tokenizer_that_cannot_be_read_is_a_damaged_package(package: Path):
@@ -122,4 +132,10 @@ def test_prompt_beyond_the_context_is_refused_by_its_number_of_tokens(package: P
     with pytest.raises(ContextTooLong, match="11 prompt tokens; bytes is loaded with a context of 10"):
         codec.encode("a" * 11, max_tokens=10)
     with pytest.raises(ContextTooLong):
-        codec.encode_chat(HELLO, max_tokens=3)
+        codec.encode_rendered("four", max_tokens=3)
+
+
+def test_special_tokens_that_are_asked_for_have_their_name_as_text(package: Path):
+    detokenizer = TextCodec(package, 1000).detokenizer({"<eos>", "<no such token>"})
+
+    assert [detokenizer.add(token) for token in (104, EOS, BOS, 105)] == ["h", "<eos>", "", "i"]
