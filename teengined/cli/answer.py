@@ -1,21 +1,24 @@
 """One answer: streamed to where it is read, and measured from the asker's side."""
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from teengined.core.errors import ProtocolError
 from teengined.core.quantities import format_bytes, format_seconds
-from teengined.core.request import Usage
-from teengined.protocol.messages import Accepted, Finished, Generate, TokenChunk
+from teengined.core.request import ToolCall, Usage
+from teengined.protocol.messages import Accepted, Finished, Generate, TokenChunk, ToolCallDelta
 
 if TYPE_CHECKING:
     from teengined.client import Client
 
-__all__ = ["Answer", "Clock", "Speed", "Write", "speed_of", "stream_answer", "timing_lines"]
+__all__ = ["Answer", "Clock", "Gathered", "Hear", "Speed", "Write", "speed_of", "stream_answer", "timing_lines"]
 
 Write = Callable[[str], None]
 Clock = Callable[[], float]
+Hear = Callable[[Accepted | TokenChunk], None]
+"""Is told each part of an answer as it comes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +31,37 @@ class Answer:
     seconds: float
     num_prompt_tokens: int
     finished: Finished
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+@dataclass(slots=True)
+class Gathered:
+    """What has come of an answer so far."""
+
+    _texts: list[str] = field(default_factory=list[str])
+    _calls: dict[int, ToolCall] = field(default_factory=dict[int, ToolCall])
+
+    def add(self, chunk: TokenChunk) -> None:
+        """Take the next chunk in."""
+        self._texts.append(chunk.text)
+        for delta in chunk.tool_calls:
+            self._calls[delta.index] = _extended(self._calls.get(delta.index), delta)
+
+    @property
+    def text(self) -> str:
+        """The text, without reasoning and calls."""
+        return "".join(self._texts)
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls in their order; the last one may be unfinished."""
+        return tuple(call for _, call in sorted(self._calls.items()))
+
+
+def _extended(call: ToolCall | None, delta: ToolCallDelta) -> ToolCall:
+    if call is None:
+        return ToolCall(id=delta.id, name=delta.name, arguments=delta.arguments)
+    return ToolCall(id=call.id, name=call.name, arguments=call.arguments + delta.arguments)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,33 +74,34 @@ class Speed:
     streamed_bytes_per_token: float
 
 
-def stream_answer(client: "Client", request: Generate, write: Write, clock: Clock) -> Answer:
-    """Write the answer's text as it comes and return it whole.
+def stream_answer(client: "Client", request: Generate, hear: Hear, clock: Clock) -> Answer:
+    """Tell `hear` each part of the answer as it comes, and return it whole.
 
-    Interrupting it (`KeyboardInterrupt`) cancels the request; the client stays usable.
+    Interrupting it (`KeyboardInterrupt`) cancels the request, where it was accepted; the client stays usable.
     """
     began_seconds = clock()
     first_token_seconds: float | None = None
-    texts: list[str] = []
+    gathered = Gathered()
     num_prompt_tokens = 0
-    for event in client.generate(request):
-        match event:
-            case Accepted():
-                num_prompt_tokens = event.num_prompt_tokens
-            case TokenChunk():
-                if first_token_seconds is None:
-                    first_token_seconds = clock() - began_seconds
-                texts.append(event.text)
-                write(event.text)
-            case Finished():
+    with contextlib.closing(client.generate(request)) as events:
+        for event in events:
+            if isinstance(event, Finished):
                 seconds = clock() - began_seconds
                 return Answer(
-                    text="".join(texts),
+                    text=gathered.text,
                     first_token_seconds=seconds if first_token_seconds is None else first_token_seconds,
                     seconds=seconds,
                     num_prompt_tokens=num_prompt_tokens,
                     finished=event,
+                    tool_calls=gathered.tool_calls,
                 )
+            if isinstance(event, Accepted):
+                num_prompt_tokens = event.num_prompt_tokens
+            else:
+                if first_token_seconds is None:
+                    first_token_seconds = clock() - began_seconds
+                gathered.add(event)
+            hear(event)
     raise ProtocolError("the answer ended without its last message")
 
 

@@ -42,6 +42,7 @@ SECTIONS: Mapping[str, Mapping[str, Entry]] = {
         "unload": Entry("unload", "Give a model's memory back."),
         "stop": Entry("unload", "Give a model's memory back.", alias=True),
         "ps": Entry("ps", "List the loaded models."),
+        "requests": Entry("requests", "List the requests under way, or cancel them."),
     },
     "Daemon": {
         "status": Entry("status", "Show the daemon, its devices and its models."),

@@ -11,7 +11,15 @@ import zmq.asyncio
 
 from teengined import __version__
 from teengined.client.answer import AnswerEvent, AnswerOrder
-from teengined.client.connection import CONNECT_SECONDS, LIMITS, dial, hang_up, is_disconnect, lost_connection
+from teengined.client.connection import (
+    CONNECT_SECONDS,
+    LIMITS,
+    dial,
+    hang_up,
+    is_disconnect,
+    lost_connection,
+    takes_nothing,
+)
 from teengined.client.credits import Credits, with_credits
 from teengined.client.endpoint import default_endpoint, endpoint_of, probe
 from teengined.client.mailboxes import Mailboxes, is_final
@@ -123,9 +131,10 @@ class AsyncConnection:
             return
         frames = encode(Envelope(correlation=correlation, message=message), wire.CLIENT_MESSAGES, self._limits)
         try:
-            await self._socket.send_multipart(frames, flags=zmq.DONTWAIT)
-        except zmq.Again as error:
-            raise DaemonUnreachable("the daemon takes no messages", hint="see `journalctl -u teengined`") from error
+            async with asyncio.timeout(CONNECT_SECONDS):  # A burst of calls fills the queue for a moment.
+                await self._socket.send_multipart(frames)
+        except TimeoutError as error:
+            raise takes_nothing() from error
 
     def _close_call(self, correlation: int) -> None:
         self._mail.close(correlation)

@@ -10,7 +10,15 @@ import zmq
 
 from teengined import __version__
 from teengined.client.answer import AnswerEvent, AnswerOrder
-from teengined.client.connection import CONNECT_SECONDS, LIMITS, dial, hang_up, is_disconnect, lost_connection
+from teengined.client.connection import (
+    CONNECT_SECONDS,
+    LIMITS,
+    dial,
+    hang_up,
+    is_disconnect,
+    lost_connection,
+    takes_nothing,
+)
 from teengined.client.credits import Credits, with_credits
 from teengined.client.endpoint import default_endpoint, endpoint_of, probe
 from teengined.client.mailboxes import Mailboxes, is_final
@@ -100,10 +108,10 @@ class BlockingConnection:
         if self._socket is None:
             return
         frames = encode(Envelope(correlation=correlation, message=message), wire.CLIENT_MESSAGES, self._limits)
-        try:
-            self._socket.send_multipart(frames, flags=zmq.DONTWAIT)
-        except zmq.Again as error:
-            raise DaemonUnreachable("the daemon takes no messages", hint="see `journalctl -u teengined`") from error
+        # A burst of calls fills the queue for a moment.
+        if not self._socket.poll(int(CONNECT_SECONDS * 1000), zmq.POLLOUT):
+            raise takes_nothing()
+        self._socket.send_multipart(frames, flags=zmq.DONTWAIT)
 
     def _send_and_forget(self, message: Any) -> None:
         if self._socket is not None:

@@ -9,7 +9,7 @@ from teengined.client.endpoint import probe
 from teengined.core.errors import DaemonUnreachable
 from teengined.protocol.codec import CodecLimits
 
-__all__ = ["CONNECT_SECONDS", "LIMITS", "dial", "hang_up", "is_disconnect", "lost_connection"]
+__all__ = ["CONNECT_SECONDS", "LIMITS", "dial", "hang_up", "is_disconnect", "lost_connection", "takes_nothing"]
 
 # A daemon answers `Hello` in milliseconds; under socket activation it starts first, which takes about a second.
 CONNECT_SECONDS = 10.0
@@ -63,3 +63,8 @@ def lost_connection(endpoint: str) -> DaemonUnreachable:
         "the daemon closed the connection; it was restarted, or it refused the message",
         hint="send the request again",
     )
+
+
+def takes_nothing() -> DaemonUnreachable:
+    """Return the error for a daemon that reads nothing for as long as it would take to start one."""
+    return DaemonUnreachable("the daemon takes no messages", hint="see `journalctl -u teengined`")

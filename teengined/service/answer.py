@@ -59,9 +59,10 @@ class Answer:
     def emit(self, choice: Choice, emit: Emit, now_seconds: float) -> None:
         """Take a token of a choice in. Its chunk leaves with `flush`, when it is known whether the choice goes on."""
         self.account.note_token(now_seconds)
-        text = choice.add(emit.token, silent=emit.silent)
+        delta = choice.add(emit.token, silent=emit.silent)
         logprobs = () if emit.token.logprobs is None else (emit.token.logprobs,)
-        self._stream(Piece(choice=choice.index, token_ids=(emit.token.token_id,), text=text, logprobs=logprobs))
+        piece = Piece(choice=choice.index, said=delta, token_ids=(emit.token.token_id,), logprobs=logprobs)
+        self._stream(piece)
 
     def tell(self, tell: Tell) -> None:
         """Take in what was found out about the prompt."""
@@ -73,7 +74,7 @@ class Answer:
     def end_choice(self, choice: Choice, reason: FinishReason) -> bool:
         """Note the end of a choice; return whether it was the last one."""
         rest = choice.end(reason)
-        self._stream(Piece(choice=choice.index, text=rest, reason=choice.reason))
+        self._stream(Piece(choice=choice.index, said=rest, reason=choice.reason))
         return not self.live_sequences
 
     def flush(self) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from teengined.core.request import FinishReason, TokenLogprobs
 from teengined.protocol.messages import TokenChunk, ToolCallDelta
+from teengined.service.segments import SegmentDelta
 
 __all__ = ["ChunkStream", "Piece"]
 
@@ -20,20 +21,19 @@ class Piece:
     """What one token, or the end of a choice, adds to an answer."""
 
     choice: int
+    said: SegmentDelta
     token_ids: tuple[int, ...] = ()
-    text: str = ""
     logprobs: tuple[TokenLogprobs, ...] = ()
-    reasoning: str = ""
-    tool_calls: tuple[ToolCallDelta, ...] = ()
     reason: FinishReason | None = None
 
     @property
     def size_bytes(self) -> int:
         """About what it takes in a message."""
         num_alternatives = sum(1 + len(item.top) for item in self.logprobs)
-        arguments = sum(len(call.arguments) + len(call.name) for call in self.tool_calls)
-        size = _ID_BYTES * len(self.token_ids) + _ALTERNATIVE_BYTES * num_alternatives + arguments
-        return size + len(self.text.encode()) + len(self.reasoning.encode())
+        texts = [self.said.text, self.said.reasoning]
+        texts += [part for call in self.said.tool_calls for part in (call.id, call.name, call.arguments)]
+        size = _ID_BYTES * len(self.token_ids) + _ALTERNATIVE_BYTES * num_alternatives
+        return size + sum(len(text.encode()) for text in texts)
 
 
 @dataclass(slots=True)
@@ -51,10 +51,10 @@ class _Joined:
 
     def add(self, piece: Piece) -> None:
         self.token_ids.extend(piece.token_ids)
-        self.text.write(piece.text)
-        self.reasoning.write(piece.reasoning)
+        self.text.write(piece.said.text)
+        self.reasoning.write(piece.said.reasoning)
         self.logprobs.extend(piece.logprobs)
-        self.tool_calls.extend(piece.tool_calls)
+        self.tool_calls.extend(piece.said.tool_calls)
         self.reason = piece.reason or self.reason
         self.size_bytes += piece.size_bytes
 

@@ -57,6 +57,8 @@ class LoadedModel:
     stages: StageSet
     text: TextCodec
     prompts: PromptReader
+    parser: str | None
+    """Name of the format in which the model tells reasoning and tool calls; None where none is known."""
     request_limits: ModelLimits
     scheduler: Scheduler
     speed: SpeedMeter
@@ -105,6 +107,7 @@ class LoadedModel:
         await self.abandon(WorkerLost(f"{self.name} was unloaded", hint=f"`teengine load {self.name}` loads it again"))
         await self.stages.close(self.worker_settings.stop_timeout)
         self.pool.unsubscribe(self.id)
+        await asyncio.to_thread(self.text.close)
 
     async def abandon(self, error: TeengineError) -> None:
         """Fail what still runs; the stages are left to the end of their workers."""

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from teengined.service.deployment import LoadedModel
 from teengined.service.host import available_memory_bytes
 from teengined.service.planning import Planned, Planner
 from teengined.service.prompts import PromptReader
+from teengined.service.segments import parser_for
 from teengined.service.settings import Config
 from teengined.service.speed import SpeedMeter
 from teengined.service.stages import StageOptions, StageSet
@@ -209,9 +211,10 @@ class DeploymentSet:
             manifest=planned.manifest,
             stages=StageSet(deployment_id, plan, options, self.pool),
             text=text,
-            prompts=PromptReader(text, plan.context_tokens),
+            prompts=PromptReader(text, plan.context_tokens, lambda: datetime.now().astimezone()),
+            parser=parser_for(text.template_source, text.special_tokens, planned.manifest.architecture),
             request_limits=_request_limits(config, name, planned),
-            scheduler=Scheduler(policy, _scheduler_limits(config, plan, planned.planning)),
+            scheduler=Scheduler(policy, _scheduler_limits(config, plan, planned.planning), ready=False),
             speed=SpeedMeter(plan, planned.profiles.host.disk_read_bytes_per_second),
             pool=self.pool,
             limits=config.limits,

@@ -1,6 +1,6 @@
 """Tokens to text while they arrive. A code point may be cut across tokens; its bytes wait until it is whole."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 __all__ = ["Detokenizer"]
@@ -21,12 +21,16 @@ class Detokenizer:
     """
 
     decode: Callable[[Sequence[int]], str]
+    shown: Mapping[int, str] = field(default_factory=dict[int, str])
+    """Special tokens that have a text here, though the decoder gives them none."""
     _window: list[int] = field(default_factory=list[int])
     _num_told: int = 0
     """Leading tokens of the window whose text is out; they are only there as neighbours."""
 
     def add(self, token_id: int) -> str:
         """Return what the token completes; empty where a code point is still open."""
+        if token_id in self.shown:
+            return self._settle() + self.shown[token_id]
         self._window.append(token_id)
         text = self._new_text()
         is_open = not text or text.endswith(_REPLACEMENT)
@@ -41,6 +45,13 @@ class Detokenizer:
         text = self._new_text()
         self._window.clear()
         self._num_told = 0
+        return text
+
+    def _settle(self) -> str:
+        """Return what still waits, because a special token ends it; what is told stays as neighbour of what follows."""
+        text = self._new_text()
+        told = [] if text.endswith(_REPLACEMENT) else self._window[self._num_told :] or self._window
+        self._window, self._num_told = told, len(told)
         return text
 
     def _new_text(self) -> str:

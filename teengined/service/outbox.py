@@ -10,7 +10,9 @@ import zmq
 
 __all__ = ["Outbox", "Sent"]
 
-_RETRY_SECONDS = 0.02
+# A socket that was full for a burst has room a moment later; one whose client is busy is asked less and less often.
+_FIRST_RETRY_SECONDS = 0.001
+_LONGEST_RETRY_SECONDS = 0.02
 
 
 class Sent(Enum):
@@ -33,6 +35,7 @@ class Outbox:
     """Final messages kept beyond that: a client that asks and asks without reading would fill the memory."""
     _pending: dict[bytes, deque[list[bytes]]] = field(default_factory=dict[bytes, deque[list[bytes]]])
     _retry: "asyncio.TimerHandle | None" = None
+    _retry_seconds: float = _FIRST_RETRY_SECONDS
 
     def put(self, client: bytes, frames: list[bytes], *, final: bool) -> Sent:
         """Send, or keep for later. Final messages are kept beyond the first bound: there is one for each call."""
@@ -74,21 +77,30 @@ class Outbox:
 
     def _schedule(self) -> None:
         if self._retry is None:
-            self._retry = asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._flush)
+            self._retry = asyncio.get_running_loop().call_later(self._retry_seconds, self._flush)
 
     def _flush(self) -> None:
         self._retry = None
-        for client in tuple(self._pending):
-            pending = self._pending[client]
-            while pending:
-                outcome = self._try(client, pending[0])
-                if outcome is Sent.WAITING:
-                    break
-                if outcome is Sent.GONE:
-                    pending.clear()
-                    break
-                pending.popleft()
+        num_before = self._num_waiting
+        for client, pending in tuple(self._pending.items()):
+            self._flush_client(client, pending)
             if not pending:
                 del self._pending[client]
+        longer = min(2 * self._retry_seconds, _LONGEST_RETRY_SECONDS)
+        self._retry_seconds = longer if self._num_waiting == num_before else _FIRST_RETRY_SECONDS
         if self._pending:
             self._schedule()
+
+    def _flush_client(self, client: bytes, pending: deque[list[bytes]]) -> None:
+        while pending:
+            outcome = self._try(client, pending[0])
+            if outcome is Sent.WAITING:
+                return
+            if outcome is Sent.GONE:
+                pending.clear()
+                return
+            pending.popleft()
+
+    @property
+    def _num_waiting(self) -> int:
+        return sum(map(len, self._pending.values()))

@@ -1,14 +1,17 @@
 """From what a client sent to the tokens of a prompt. Tokenizers run in threads, and long texts in one of their own."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeVar
 
 from teengined.core.errors import QueueFull
 from teengined.protocol.messages import Generate, Score
 from teengined.service.detached_threads import DetachedThreads
+from teengined.service.rendering.variables import parse_options, parse_tools
 from teengined.service.text import TextCodec
 
-__all__ = ["PromptReader"]
+__all__ = ["Prompt", "PromptReader"]
 
 T = TypeVar("T")
 
@@ -18,34 +21,53 @@ _NUM_SHORT_THREADS = 4
 _NUM_LONG_THREADS = 1
 # Long texts that wait for their thread: some seconds' work, and up to as many times the largest message in memory.
 _MAX_LONG_WAITING = 16
+# Enough of a prompt's end to see whether the answer begins inside reasoning.
+_TAIL_CHARACTERS = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What the model reads."""
+
+    token_ids: tuple[int, ...]
+    tail: str = ""
+    """The end of its text, where it was given as text."""
 
 
 class PromptReader:
     """Reads the prompts of one deployment, so that one client's megabytes delay nobody's sentence."""
 
-    def __init__(self, text: TextCodec, context_tokens: int) -> None:
-        """Take the deployment's tokenizer; prompts beyond its context are refused as soon as they are counted."""
+    def __init__(self, text: TextCodec, context_tokens: int, now: Callable[[], datetime]) -> None:
+        """Take the deployment's tokenizer; prompts beyond its context are refused as soon as they are counted.
+
+        `now` is what templates tell of the date.
+        """
         self._text = text
+        self._now = now
         self._context_tokens = context_tokens
         self._short = DetachedThreads(_NUM_SHORT_THREADS)
         self._long = DetachedThreads(_NUM_LONG_THREADS)
 
-    async def read(self, message: Generate) -> tuple[int, ...]:
+    async def read(self, message: Generate) -> Prompt:
         """Return the prompt of a request.
 
         Raises:
             RequestError: the model has no chat template, or it refuses these messages.
             ContextTooLong: the prompt alone is too long.
-            QueueFull: too many long texts wait to be read.
+            QueueFull: too many long texts wait to be read, or the template is kept busy.
         """
-        text, limit = self._text, self._context_tokens
         if message.token_ids:
-            return message.token_ids
+            return Prompt(token_ids=message.token_ids)
         if message.prompt is not None:
-            prompt = message.prompt
-            return await self._run(len(prompt), lambda: text.encode(prompt, limit))
-        num_characters = sum(len(turn.content) for turn in message.messages)
-        return await self._run(num_characters, lambda: text.encode_chat(message.messages, limit))
+            return Prompt(token_ids=await self.read_text(message.prompt), tail=message.prompt[-_TAIL_CHARACTERS:])
+        tools, options = parse_tools(message.tools), parse_options(message.template_options)
+
+        def render() -> Prompt:
+            text = self._text.render_chat(message.messages, tools, options, now=self._now())
+            token_ids = self._text.encode_rendered(text, self._context_tokens)
+            return Prompt(token_ids=token_ids, tail=text[-_TAIL_CHARACTERS:])
+
+        return await self._run(sum(len(turn.content) for turn in message.messages), render)
 
     async def read_text(self, content: str) -> tuple[int, ...]:
         """Return the tokens of a text. Raises as `read`."""

@@ -78,7 +78,12 @@ class ProtocolSettings:
 
     max_message: int = setting(4 * MIB, "bytes", "A prompt of a million tokens as text is about 4 MB.", minimum=4096)
     max_items: int = setting(1 << 20, "items", "Of one list in a message: a million token ids.", minimum=1024)
-    send_queue: int = setting(64, "messages", "Kept by ZeroMQ for each client that reads slowly.", minimum=1)
+    send_queue: int = setting(
+        256,
+        "messages",
+        "Kept by ZeroMQ for each client: one with many answers gets a chunk of each at once.",
+        minimum=1,
+    )
     max_pending: int = setting(
         1024, "messages", "Kept beyond that for each client; then its requests are cancelled.", minimum=1
     )

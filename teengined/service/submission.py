@@ -1,5 +1,6 @@
 """A validated request on its way to the scheduler, and the answer that it becomes."""
 
+import math
 from asyncio import Future
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from teengined.service.account import Account
 from teengined.service.answer import Answer, Outcome
 from teengined.service.choice import Choice
 from teengined.service.chunk_stream import ChunkStream
+from teengined.service.segments import open_fold
 from teengined.service.stop_text import StopText
 from teengined.service.text import TextCodec
 
@@ -24,7 +26,7 @@ class Submission:
     request_id: str
     owner: str
     prompt: tuple[int, ...]
-    deadline_seconds: float
+    deadline_seconds: float = math.inf
     """Monotonic."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     client_id: str = ""
@@ -35,6 +37,10 @@ class Submission:
     score_start: int = 0
     stream: ChunkStream | None = None
     """Where its chunks go; None where nothing is drawn."""
+    parser: str | None = None
+    """Name of the format in which reasoning and tool calls are told apart; None: all is text."""
+    prompt_tail: str = ""
+    """The end of the prompt's text, for that."""
 
     def event(self, sequence_ids: Sequence[int], eos_token_ids: Sequence[int]) -> Submitted:
         """Return what the scheduler hears."""
@@ -56,26 +62,29 @@ class Submission:
         self, model: str, sequence_ids: Sequence[int], text: TextCodec, ended: "Future[Outcome]", now_seconds: float
     ) -> Answer:
         """Return its empty answer."""
-        sampling = self.sampling
-        choices = tuple(
-            Choice(
-                index=index,
-                sequence_id=sequence_id,
-                detokenizer=text.detokenizer(),
-                stop=StopText(sampling.stop, sampling.include_stop),
-                min_tokens=sampling.min_tokens,
-            )
-            for index, sequence_id in enumerate(sequence_ids)
-        )
+        choices = tuple(self._choice(index, sequence_id, text) for index, sequence_id in enumerate(sequence_ids))
         return Answer(
             request_id=self.request_id,
             model=model,
             owner=self.owner,
             client_id=self.client_id,
             priority=self.priority,
-            max_tokens=sampling.max_tokens if self.goal is Goal.GENERATE else 0,
+            max_tokens=self.sampling.max_tokens if self.goal is Goal.GENERATE else 0,
             choices=choices,
             stream=self.stream,
             account=Account(num_prompt_tokens=len(self.prompt), submitted_seconds=now_seconds),
             ended=ended,
+        )
+
+    def _choice(self, index: int, sequence_id: int, text: TextCodec) -> Choice:
+        segments = (
+            None if self.parser is None else open_fold(self.parser, f"{self.request_id}/{index}", self.prompt_tail)
+        )
+        return Choice(
+            index=index,
+            sequence_id=sequence_id,
+            detokenizer=text.detokenizer(() if segments is None else segments.kept_special_tokens),
+            stop=StopText(self.sampling.stop, self.sampling.include_stop),
+            segments=segments,
+            min_tokens=self.sampling.min_tokens,
         )

@@ -1,18 +1,24 @@
 """A package's tokenizer and chat template. Slow to open (tens of milliseconds), so call it from a thread."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 from teengined.core.errors import ContextTooLong, PackageError, RequestError
 from teengined.core.request import ChatMessage
+from teengined.service.chat_template import ChatTemplate
 from teengined.service.detokenizer import Detokenizer
+from teengined.service.rendering.exchange import RenderBounds
 
 __all__ = ["TextCodec"]
 
 # The largest vocabularies take some 35 MB as tokenizer.json.
 _MAX_FILE_BYTES = 256 << 20
+# The largest published ones have some 20 kB.
+_MAX_TEMPLATE_BYTES = 1 << 20
 _NAMED_TEMPLATE = "default"
 
 
@@ -23,15 +29,17 @@ class TextCodec:
         """Read `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`.
 
         Raises:
-            PackageError: the tokenizer cannot be read.
+            PackageError: one of them cannot be read.
         """
         import tokenizers
 
         self._name = package_dir.name
-        self._config = _read_table(package_dir / "tokenizer_config.json")
-        self._template_source = _template_of(package_dir, self._config)
-        self._max_characters = max_characters
-        self._template: Any = None
+        config = _read_table(package_dir / "tokenizer_config.json")
+        named = _special_tokens(config)
+        self._borders = [named[name] for name in ("bos_token", "eos_token") if name in named]
+        """Texts of the tokens that begin a text or, failing that, end one."""
+        self.template_source: str | None = _template_of(package_dir, config)
+        self._template = _open_template(self.template_source, config, max_characters)
         path = package_dir / "tokenizer.json"
         try:
             self._tokenizer: Any = cast("Any", tokenizers).Tokenizer.from_file(str(path))
@@ -41,6 +49,7 @@ class TextCodec:
             ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self.special_tokens: Mapping[str, int] = _special_ids(self._tokenizer)
 
     def encode(self, prompt: str, max_tokens: int | None = None) -> tuple[int, ...]:
         """Return the token ids of raw text, with the special tokens that the model expects around it.
@@ -69,28 +78,48 @@ class TextCodec:
             raise RequestError("the continuation adds no token to the context", hint="give more of it")
         return before or (self._beginning(),), after
 
-    def encode_chat(self, messages: Sequence[ChatMessage], max_tokens: int | None = None) -> tuple[int, ...]:
-        """Return the token ids of a conversation through the chat template.
+    def encode_rendered(self, prompt: str, max_tokens: int | None = None) -> tuple[int, ...]:
+        """Return the token ids of what `render_chat` wrote: it holds all the special tokens that the model expects.
+
+        Raises:
+            ContextTooLong: there are more than `max_tokens`.
+        """
+        return self._ids(prompt, max_tokens, add_special_tokens=False)
+
+    def render_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[Mapping[str, Any]] = (),
+        options: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        now: datetime,
+    ) -> str:
+        """Return a conversation through the chat template. Blocks for some seconds where the template is hostile.
 
         Raises:
             RequestError: the model has no template, or it refuses these messages.
-            ContextTooLong: there are more than `max_tokens`.
+            QueueFull: the template is kept busy by others.
         """
         if self._template is None:
-            self._template = self._compile()
-        text = self._template.render(messages)
-        return self._ids(text, max_tokens, add_special_tokens=False)
+            raise RequestError(f"{self._name} has no chat template", hint="send a plain prompt instead of messages")
+        return self._template.render(messages, tools, options, now=now)
 
-    def detokenizer(self) -> Detokenizer:
-        """Return a fresh fold for one answer. Special tokens have no text."""
-        return Detokenizer(lambda token_ids: cast("str", self._tokenizer.decode(list(token_ids))))
+    def detokenizer(self, kept_special_tokens: Collection[str] = ()) -> Detokenizer:
+        """Return a fresh fold for one answer. Special tokens have no text, but those that are named."""
+        shown = {self.special_tokens[name]: name for name in kept_special_tokens if name in self.special_tokens}
+        return Detokenizer(lambda token_ids: cast("str", self._tokenizer.decode(list(token_ids))), shown)
+
+    def close(self) -> None:
+        """End what runs for it. Safe to call twice."""
+        if self._template is not None:
+            self._template.close()
 
     def _ids(self, text: str, max_tokens: int | None, *, add_special_tokens: bool) -> tuple[int, ...]:
         encoding = self._encoding(text, add_special_tokens=add_special_tokens)
         # Making a list of a million numbers would halt every stream.
         if max_tokens is not None and len(encoding) > max_tokens:
             raise ContextTooLong(
-                f"the prompt has {len(encoding)} prompt tokens; {self._name} is loaded with a context of {max_tokens}",
+                f"{len(encoding)} prompt tokens; {self._name} is loaded with a context of {max_tokens}",
                 hint="shorten the prompt, or load it with a larger --context",
             )
         return tuple(encoding.ids)
@@ -100,21 +129,25 @@ class TextCodec:
         return self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
 
     def _beginning(self) -> int:
-        names = _special_tokens(self._config)
-        for name in ("bos_token", "eos_token"):
-            token_id = self._tokenizer.token_to_id(names.get(name, ""))
+        for name in self._borders:
+            token_id = self._tokenizer.token_to_id(name)
             if token_id is not None:
                 return cast("int", token_id)
         raise RequestError(
             "the context is empty, and this model has no token that begins a text", hint="give some context"
         )
 
-    def _compile(self) -> Any:
-        if self._template_source is None:
-            raise RequestError(f"{self._name} has no chat template", hint="send a plain prompt instead of messages")
-        from teengined.service.chat_template import ChatTemplate
 
-        return ChatTemplate(self._template_source, _special_tokens(self._config), self._max_characters)
+def _open_template(source: str | None, config: dict[str, Any], max_characters: int) -> ChatTemplate | None:
+    if source is None:
+        return None
+    return ChatTemplate(source, _special_tokens(config), RenderBounds(max_characters=max_characters))
+
+
+def _special_ids(tokenizer: Any) -> dict[str, int]:
+    """Return the special tokens by their text. Added tokens that are not special have a text like any other."""
+    added = cast("dict[int, Any]", tokenizer.get_added_tokens_decoder())
+    return {str(token.content): token_id for token_id, token in added.items() if token.special}
 
 
 def _span_of_text(added: Sequence[int]) -> tuple[int, int]:
@@ -138,13 +171,26 @@ def _read_table(path: Path) -> dict[str, Any]:
 
 def _template_of(package_dir: Path, config: dict[str, Any]) -> str | None:
     path = package_dir / "chat_template.jinja"
-    if path.is_file():
+    try:
+        if path.stat().st_size > _MAX_TEMPLATE_BYTES:
+            raise PackageError(f"{package_dir.name}: {path.name} is larger than {_MAX_TEMPLATE_BYTES} bytes")
         return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return _configured_template(config)
+    except (OSError, ValueError) as error:
+        raise PackageError(f"{package_dir.name}: {path.name} cannot be read: {error!s:.200}") from error
+
+
+def _configured_template(config: dict[str, Any]) -> str | None:
     template = config.get("chat_template")
     if isinstance(template, list):  # Several, by name.
         named = [cast("dict[str, Any]", item) for item in cast("list[Any]", template) if isinstance(item, dict)]
         template = next((item.get("template") for item in named if item.get("name") == _NAMED_TEMPLATE), None)
-    return template if isinstance(template, str) else None
+    if not isinstance(template, str):
+        return None
+    if len(template) > _MAX_TEMPLATE_BYTES:
+        raise PackageError(f"the chat template has {len(template)} characters; at most {_MAX_TEMPLATE_BYTES} are read")
+    return template
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:

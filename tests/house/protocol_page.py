@@ -44,7 +44,12 @@ with `error`, whose code is `malformed`, `unknown_version` or `message_too_large
 ```
 
 A call ends with exactly one final message, `ErrorReply` or its own kind. Chunks of an answer carry a `sequence` from 0
-without gap; the final `Finished` carries the next number. Request ids are made by the daemon.
+without gap, over all its choices; the final `Finished` carries the next number. Request ids are made by the daemon.
+
+A client says how many chunks it takes (`Generate.credits`) and sends `Grant` under the same correlation when it has
+room for more. What may not be sent is joined into larger chunks, up to `batching.max_stream_buffer`; beyond that the
+call ends with `slow_reader`. While a client has a call under way, the daemon sends it `Done` under correlation 0 from
+time to time, to learn whether it is still there: a client drops it. Clients therefore choose numbers from 1.
 
 ## Error codes
 

@@ -2,8 +2,6 @@
 
 import json
 import os
-import pty
-import select
 import signal
 import subprocess
 import sys
@@ -13,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fakes.running_daemon import RunningDaemon
+from tests.fakes.terminal import Terminal
 
 TEENGINE = [sys.executable, "-m", "teengined.cli.main"]
 SECONDS = 30.0
@@ -167,34 +166,8 @@ def _wait_until_idle(daemon: RunningDaemon) -> None:
         assert client.status().num_running == 0
 
 
-class Terminal:
-    """A program on a pseudo-terminal."""
-
-    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
-        self.pid, self._fd = pty.fork()
-        if self.pid == 0:
-            os.execve(command[0], command, environment)
-        self.seen = ""
-
-    def type(self, text: str) -> None:
-        os.write(self._fd, text.encode())
-
-    def wait_for(self, text: str) -> None:
-        deadline = time.monotonic() + SECONDS
-        while text not in self.seen:
-            assert time.monotonic() < deadline, f"{text!r} never came: {self.seen!r}"
-            if select.select([self._fd], [], [], 0.1)[0]:
-                self.seen += os.read(self._fd, 4096).decode(errors="replace")
-        self.seen = self.seen.partition(text)[2]
-
-    def exit_code(self) -> int:
-        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        os.close(self._fd)
-        return code
-
-
-def test_a_terminal_gets_a_chat_where_an_interrupt_stops_the_answer_only(daemon):
-    environment = {**os.environ, "TEENGINE_HOST": daemon.endpoint, "TERM": "dumb"}
+def test_a_terminal_gets_a_chat_where_an_interrupt_stops_the_answer_only(daemon, tmp_path):
+    environment = {**os.environ, "TEENGINE_HOST": daemon.endpoint, "TERM": "dumb", "XDG_STATE_HOME": str(tmp_path)}
     terminal = Terminal([*TEENGINE, "run", "bytes", "--max-tokens", "2000"], environment)
 
     terminal.wait_for(">>> ")

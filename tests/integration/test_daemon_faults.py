@@ -33,7 +33,7 @@ pytestmark = pytest.mark.system
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[RunningDaemon]:
-    limits = '[limits]\nstep_timeout = "2s"\nmax_waiting = 2'
+    limits = '[limits]\nstep_timeout = "2s"\nmax_waiting = 2\n[batching]\nmax_running = 2'
     with RunningDaemon(worker_arguments=', "--step-seconds", "0.005"', settings=limits) as running:
         with running.client() as client:
             running.load(client, assignment={"cpu:0": 2, "cpu:1": 2}, num_slots=2)
@@ -56,7 +56,7 @@ class Moody(SchedulingPolicy):
     name = "moody"
 
     def order(self, sequences, now_seconds):
-        if any(sequence.num_emitted_tokens > 2 for sequence in sequences):
+        if any(sequence.num_prompt_tokens > 3 for sequence in sequences):
             raise ZeroDivisionError("in a mood")
         return [sequence.id for sequence in sequences]
 
@@ -68,13 +68,13 @@ def teengine_register_scheduling_policies():
 
 
 def install_moody_policy(directory: Path) -> dict[str, str]:
-    """Install a scheduling policy that raises after the third token; return the environment that finds it."""
+    """Install a scheduling policy that raises at a prompt of four tokens; return the environment that finds it."""
     information = directory / "moody-1.0.dist-info"
     information.mkdir()
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: moody\nVersion: 1.0\n")
     (information / "entry_points.txt").write_text("[teengine]\nmoody = moody\n")
     (directory / "moody.py").write_text(MOODY)
-    return {"PYTHONPATH": str(directory)}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(directory), os.environ.get("PYTHONPATH")]))}
 
 
 def ask(prompt: str, max_tokens: int = 6) -> Generate:
@@ -163,7 +163,7 @@ def test_request_beyond_the_queue_is_refused_with_a_time_to_come_back(daemon: Ru
     busy = [client.generate(ask("ab", max_tokens=500)) for _ in range(4)]
     assert all(isinstance(next(events), Accepted) for events in busy)
 
-    with pytest.raises(QueueFull, match="requests wait already; the limit is 2") as caught:
+    with pytest.raises(QueueFull, match="wait already; the limit is 2") as caught:
         answer(client, "abc")
 
     assert caught.value.retryable
@@ -325,7 +325,7 @@ def test_asyncio_answer_left_early_is_cancelled():
 
 
 def test_policy_that_raises_fails_its_deployment_and_the_daemon_goes_on(tmp_path: Path):
-    settings = '[limits]\nscheduling_policy = "moody"'
+    settings = '[batching]\nscheduling_policy = "moody"'
     with (
         RunningDaemon(settings=settings, environment=install_moody_policy(tmp_path)) as running,
         running.client() as client,
@@ -333,7 +333,7 @@ def test_policy_that_raises_fails_its_deployment_and_the_daemon_goes_on(tmp_path
         running.load(client)
 
         with pytest.raises(PluginError, match="'moody' failed: ZeroDivisionError"):
-            answer(client, "abc")
+            answer(client, "abcd")
 
         assert states(client) == ["failed"]
         client.unload("bytes")

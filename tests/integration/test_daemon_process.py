@@ -184,7 +184,7 @@ def test_check_reads_everything_and_imports_no_torch(daemon: RunningDaemon):
     [
         ("[daemon]\ndrain_timout = 5", "unknown key 'drain_timout'; did you mean 'drain_timeout'?"),
         ("[[devices]]\nid = 'nosuch:0'\nmemory = '1GiB'", "no driver named 'nosuch'"),
-        ("[limits]\nscheduling_policy = 'fifi'", "did you mean 'fifo'?"),
+        ("[batching]\nscheduling_policy = 'fifi'", "did you mean 'fifo'?"),
         ("not toml", "is no TOML"),
         ("[daemon]\nruntime_dir = '/proc/none'", "cannot be made"),
         (f"[daemon]\nruntime_dir = '/tmp/{'long' * 30}'", "too many for the paths of sockets"),

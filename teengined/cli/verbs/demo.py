@@ -25,7 +25,7 @@ from teengined.core.model import ModelManifest
 from teengined.core.quantities import format_bytes, format_seconds
 from teengined.core.request import ChatMessage
 from teengined.core.sampling import SamplingParams
-from teengined.protocol.messages import Generate, LoadModel, PlanModel, PlanReply
+from teengined.protocol.messages import Accepted, Generate, LoadModel, PlanModel, PlanReply, TokenChunk
 
 if TYPE_CHECKING:
     from teengined.cli.demo_setting import DemoDevice
@@ -162,7 +162,7 @@ def _ask(client: "Client", model: str, question: Question, watch: Stopwatch) -> 
         sampling=SamplingParams(max_tokens=question.max_tokens),
     )
     _say(f"> {question.prompt}")
-    answer = stream_answer(client, request, _write, time.monotonic)
+    answer = stream_answer(client, request, _hear, time.monotonic)
     watch.lap("first token", asked_seconds + answer.first_token_seconds)
     _say("")
     return answer
@@ -203,6 +203,11 @@ def _result_lines(answer: Answer, reply: PlanReply, watch: Stopwatch, *, verbose
 def _say(*lines: str) -> None:
     sys.stdout.writelines(f"{line}\n" for line in lines)
     sys.stdout.flush()
+
+
+def _hear(event: Accepted | TokenChunk) -> None:
+    if isinstance(event, TokenChunk):
+        _write(event.text)
 
 
 def _write(text: str) -> None:

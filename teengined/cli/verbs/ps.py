@@ -31,6 +31,27 @@ def placement_of(deployment: Deployment) -> str:
     return " ".join(f"{place} {percent(share)}" for place, share in shares.items() if round(share * 100))
 
 
+def _kv_of(deployment: Deployment) -> str:
+    """Return which share of the KV running sequences hold, and what is kept besides for prompts that begin alike."""
+    if not deployment.num_blocks:
+        return ""
+    cached = deployment.num_cached_blocks / deployment.num_blocks
+    used = percent(deployment.num_used_blocks / deployment.num_blocks)
+    return f"{used}+{percent(cached)}" if deployment.num_cached_blocks else used
+
+
+def _share_of(deployment: Deployment) -> str:
+    """Return how near the last answers came to the bound."""
+    if min(deployment.tokens_per_second, deployment.bound_tokens_per_second) <= 0:
+        return ""
+    return percent(deployment.tokens_per_second / deployment.bound_tokens_per_second)
+
+
+def _bubbles_of(deployment: Deployment) -> str:
+    """Return each stage's idle share, in order of the stages."""
+    return " ".join(percent(share) for share in deployment.stage_bubbles)
+
+
 COLUMNS: tuple[Column[Deployment], ...] = (
     Column(header="NAME", cell=lambda item: item.model),
     Column(header="ID", cell=lambda item: item.id),
@@ -38,9 +59,14 @@ COLUMNS: tuple[Column[Deployment], ...] = (
     Column(header="PRECISION", cell=lambda item: item.precision),
     Column(header="PLACEMENT", cell=placement_of),
     Column(header="CONTEXT", cell=lambda item: str(item.plan.context_tokens), right=True),
-    Column(header="REQS", cell=lambda item: str(item.num_running + item.num_queued), right=True),
+    Column(header="RUN", cell=lambda item: str(item.num_running), right=True),
+    Column(header="WAIT", cell=lambda item: str(item.num_queued), right=True),
+    Column(header="KV", cell=_kv_of, right=True),
+    Column(header="ALL TOK/S", cell=lambda item: rate(item.total_tokens_per_second), right=True),
     Column(header="TOK/S", cell=lambda item: rate(item.tokens_per_second), right=True),
     Column(header="BOUND", cell=lambda item: rate(item.bound_tokens_per_second), right=True),
+    Column(header="SHARE", cell=_share_of, right=True),
+    Column(header="BUBBLES", cell=_bubbles_of),
     Column(header="STATE", cell=lambda item: f"{item.state}: {item.problem}" if item.problem else item.state),
 )
 
@@ -52,7 +78,10 @@ COLUMNS: tuple[Column[Deployment], ...] = (
 def command(invocation: Invocation, prefix: str, output: OutputFormat) -> None:
     """List the loaded models whose names begin with PREFIX.
 
-    PLACEMENT tells where the bytes rest, TOK/S what the last answers reached, BOUND what the hardware allows.
+    PLACEMENT tells where the bytes rest. RUN and WAIT count sequences, KV the share of its memory that they hold, and
+    after a plus what is kept for prompts that begin alike. ALL TOK/S is of all answers together in the last seconds,
+    TOK/S what the last answers reached each, BOUND what the hardware allows one, SHARE how near they came. BUBBLES
+    tells for each stage the share of the time in which it waited for the others.
     """
     with invocation.client() as client:
         loaded = client.deployments().deployments

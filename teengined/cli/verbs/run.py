@@ -1,79 +1,82 @@
 """`teengine run`: ask a model once, through a pipe, or in a chat."""
 
+import os
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from teengined.cli.answer import Answer, stream_answer, timing_lines
-from teengined.cli.chat import Chat, Conversation, Interrupted
+from teengined.cli.answer import Answer, Gathered, stream_answer, timing_lines
+from teengined.cli.answer_view import AnswerView
+from teengined.cli.chat import Chat, Interrupted
+from teengined.cli.conversation import Conversation
+from teengined.cli.history import history_file
+from teengined.cli.interrupts import Interrupts
 from teengined.cli.invocation import Invocation, Verb
 from teengined.cli.loading import is_loaded, load
 from teengined.cli.model_name import MODEL
 from teengined.cli.progress import open_progress
 from teengined.cli.prose import printable
+from teengined.cli.sampling_options import sampling_from, sampling_options
 from teengined.core.request import ChatMessage, FinishReason
 from teengined.core.sampling import SamplingParams
-from teengined.protocol.messages import Generate, LoadModel, PlanModel
+from teengined.protocol.messages import Accepted, Generate, LoadModel, PlanModel, TokenChunk
 
 if TYPE_CHECKING:
     from teengined.client import Client
 
 __all__ = ["command"]
 
-DEFAULTS = SamplingParams()
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asking:
-    """How this run asks."""
+    """How this run asks, and how it shows what comes."""
 
     model: str
-    sampling: SamplingParams
     raw: bool
     verbose: bool
+    chats: bool
+    has_colour: bool
+    keeps_history: bool
 
 
 @click.command("run", cls=Verb, short_help="Ask a model: one prompt, standard input, or a chat.")
 @click.argument("model", type=MODEL)
 @click.argument("prompt", required=False)
 @click.option("--system", default="", metavar="TEXT", help="Who the model is to be.")
-@click.option("--temperature", type=float, default=DEFAULTS.temperature, help="0, the default, is greedy.")
-@click.option("--top-p", type=float, default=DEFAULTS.top_p, help="Draw from the likeliest this share.")
-@click.option("--max-tokens", type=int, default=DEFAULTS.max_tokens, show_default=True, help="Longest answer.")
-@click.option("--seed", type=int, default=DEFAULTS.seed, help="Fixes every draw.")
+@sampling_options
 @click.option("--raw", is_flag=True, help="Give the prompt as it is, without the chat template.")
+@click.option("--no-history", is_flag=True, help="Neither read nor keep what is typed in chats.")
 @click.option("--verbose", is_flag=True, help="Tell timings and the share of the bound after each answer.")
 @click.pass_obj
-def command(
-    invocation: Invocation, *, model: str, prompt: str | None, system: str, raw: bool, verbose: bool, **sampling: Any
-) -> None:
+def command(invocation: Invocation, *, model: str, prompt: str | None, system: str, **choices: Any) -> None:
     """Ask MODEL, and load it first where it is not loaded.
 
     PROMPT is answered once; - or a pipe takes the prompt from standard input; on a terminal without PROMPT a chat
     begins. Ctrl-C stops an answer.
     """
-    asking = Asking(model=model, sampling=_sampling(sampling), raw=raw, verbose=verbose)
-    chats = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
-    if raw and (chats or system):
+    asking = Asking(
+        model=model,
+        raw=choices.pop("raw"),
+        verbose=choices.pop("verbose"),
+        chats=prompt is None and sys.stdin.isatty() and sys.stdout.isatty(),
+        has_colour=invocation.uses_colour(sys.stdout),
+        keeps_history=not choices.pop("no_history"),
+    )
+    sampling = sampling_from(**choices)
+    if asking.raw and (asking.chats or system):
         raise click.UsageError("--raw takes one prompt and no --system")
-    text = "" if chats else _prompt_text(prompt)
+    text = "" if asking.chats else _prompt_text(prompt)
     with invocation.client() as client:
         if not is_loaded(client, model):
             load(client, LoadModel(plan=PlanModel(model=model)), open_progress())
-        if chats:
-            _chat(client, asking, system)
+        if asking.chats:
+            _chat(client, asking, Conversation(system=system), sampling)
         else:
-            _ask_once(client, asking, Conversation(system=system).asked(text))
-
-
-def _sampling(values: dict[str, Any]) -> SamplingParams:
-    try:
-        return SamplingParams(**values)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+            _ask_once(client, asking, Conversation(system=system).asked(text), sampling)
 
 
 def _prompt_text(prompt: str | None) -> str:
@@ -83,58 +86,92 @@ def _prompt_text(prompt: str | None) -> str:
     return text
 
 
-def _ask_once(client: "Client", asking: Asking, conversation: Conversation) -> None:
+def _ask_once(client: "Client", asking: Asking, conversation: Conversation, sampling: SamplingParams) -> None:
     try:
-        _answer(client, asking, conversation.messages)
+        with Interrupts() as interrupts:
+            _answer(client, asking, _request(asking, conversation.messages, sampling), interrupts)
     except Interrupted:
-        sys.stdout.write("\n")
+        _write("\n")
         raise KeyboardInterrupt from None
-    sys.stdout.write("\n")
+    _write("\n")
 
 
-def _chat(client: "Client", asking: Asking, system: str) -> None:
-    import readline
+def _chat(client: "Client", asking: Asking, conversation: Conversation, sampling: SamplingParams) -> None:
+    from teengined.cli.line_editor import LineEditor
 
-    readline.set_auto_history(True)  # having imported it is what gives input() editing and recall
+    click.echo(f"{asking.model} is ready; /bye leaves, /help helps", err=True)
+    history = history_file(os.environ, Path.home()) if asking.keeps_history else None
+    with Interrupts() as interrupts:
 
-    click.echo(f"{asking.model} is ready; /bye leaves, /? helps", err=True)
-    Chat(
-        answer=lambda messages: _answer(client, asking, messages),
-        read_line=input,
-        write=_write,
-        say=lambda line: click.echo(line, err=True),
-        conversation=Conversation(system=system),
-    ).run()
+        def read_line(prompt: str) -> str:
+            interrupts.open()
+            try:
+                return input(prompt)
+            finally:
+                interrupts.close()
+
+        def answer(messages: tuple[ChatMessage, ...], chosen: SamplingParams) -> Answer:
+            return _answer(client, asking, _request(asking, messages, chosen), interrupts)
+
+        Chat(
+            model=asking.model,
+            answer=answer,
+            read_line=LineEditor(read_line, history, _say).read,
+            write=_write,
+            say=_say,
+            conversation=conversation,
+            sampling=sampling,
+        ).run()
 
 
-def _answer(client: "Client", asking: Asking, messages: tuple[ChatMessage, ...]) -> Answer:
-    seen: list[str] = []
+def _answer(client: "Client", asking: Asking, request: Generate, interrupts: Interrupts) -> Answer:
+    """Show an answer as it comes.
 
-    def write(text: str) -> None:
-        seen.append(text)
-        _write(text)
+    Raises:
+        Interrupted: the user stopped it, and with it the request.
+    """
+    seen = Gathered()
+    view = AnswerView(_write, is_terminal=sys.stdout.isatty(), has_colour=asking.has_colour)
 
-    prompt = messages[-1].content if asking.raw else None
-    request = Generate(
-        model=asking.model, prompt=prompt, messages=() if asking.raw else messages, sampling=asking.sampling
-    )
+    def hear(event: Accepted | TokenChunk) -> None:
+        if isinstance(event, Accepted):
+            interrupts.open()
+        else:
+            seen.add(event)
+            view.show(event)
+
+    interrupts.hold()
     try:
-        answer = stream_answer(client, request, write, time.monotonic)
+        answer = stream_answer(client, request, hear, time.monotonic)
     except KeyboardInterrupt:
-        raise Interrupted("".join(seen)) from None
+        raise Interrupted(seen.text) from None
+    finally:
+        interrupts.close()
+        view.end()
     _tell(answer, asking)
     return answer
 
 
+def _request(asking: Asking, messages: tuple[ChatMessage, ...], sampling: SamplingParams) -> Generate:
+    if asking.raw:
+        return Generate(model=asking.model, prompt=messages[-1].content, sampling=sampling)
+    return Generate(model=asking.model, messages=messages, sampling=sampling, parse=True)
+
+
 def _write(text: str) -> None:
-    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def _say(text: str) -> None:
+    click.echo(printable(text), err=True)
 
 
 def _tell(answer: Answer, asking: Asking) -> None:
     notes: list[str] = []
     if answer.finished.reason is FinishReason.LENGTH:
-        notes.append(f"(cut off after {answer.finished.usage.completion_tokens} tokens; --max-tokens allows more)")
+        more = "/set max_tokens" if asking.chats else "--max-tokens"
+        notes.append(f"(cut off after {answer.finished.usage.completion_tokens} tokens; {more} allows more)")
     if asking.verbose:
         notes += timing_lines(answer)
     if notes:

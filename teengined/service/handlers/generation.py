@@ -2,12 +2,14 @@
 
 import secrets
 import time
+from dataclasses import replace
 
 from teengined.core.request import FinishReason
 from teengined.protocol import messages as wire
 from teengined.service.admission import cache_salt_of, check_generate, check_grammar, check_prompt, timeout_of
 from teengined.service.chunk_stream import ChunkStream
 from teengined.service.context import ServiceContext
+from teengined.service.prompts import Prompt
 from teengined.service.requests import RequestTable
 from teengined.service.server import Call
 from teengined.service.submission import Submission
@@ -32,15 +34,19 @@ class Generations:
         with self._requests.name(call.owner, message.client_id):
             await check_grammar(message.sampling.grammar)
             prompt = await model.prompts.read(message)
-            check_prompt(prompt, message.sampling.max_tokens, limits)
+            check_prompt(prompt.token_ids, message.sampling.max_tokens, limits)
             stream = _stream(context, call, message)
-            submission = _submission(call, message, prompt, stream, ends_seconds)
+            submission = replace(
+                _submission(call, message, prompt, stream),
+                deadline_seconds=ends_seconds,
+                parser=model.parser if message.parse else None,
+            )
             with self._requests.under_way(model, model.submit(submission), call.client) as live:
                 # The first chunk comes from the stages, later; `Accepted` is out before it.
                 call.stream(
                     wire.Accepted(
                         request_id=submission.request_id,
-                        num_prompt_tokens=len(prompt),
+                        num_prompt_tokens=len(prompt.token_ids),
                         context_tokens=limits.context_tokens,
                     )
                 )
@@ -78,14 +84,12 @@ def _stream(context: ServiceContext, call: Call, message: wire.Generate) -> Chun
     )
 
 
-def _submission(
-    call: Call, message: wire.Generate, prompt: tuple[int, ...], stream: ChunkStream, deadline_seconds: float
-) -> Submission:
+def _submission(call: Call, message: wire.Generate, prompt: Prompt, stream: ChunkStream) -> Submission:
     return Submission(
         request_id=stream.request_id,
         owner=call.owner,
-        prompt=prompt,
-        deadline_seconds=deadline_seconds,
+        prompt=prompt.token_ids,
+        prompt_tail=prompt.tail,
         sampling=message.sampling,
         client_id=message.client_id,
         priority=message.priority,

@@ -2,9 +2,9 @@ import itertools
 
 import pytest
 
-from teengined.cli.answer import Answer, speed_of, stream_answer, timing_lines
+from teengined.cli.answer import Answer, Gathered, speed_of, stream_answer, timing_lines
 from teengined.client import Client
-from teengined.core.request import FinishReason, Usage
+from teengined.core.request import FinishReason, ToolCall, Usage
 from teengined.protocol import messages as wire
 
 USAGE = Usage(
@@ -51,25 +51,41 @@ def test_timings_name_the_share_of_the_bound():
     assert "streamed     2.0 MB per token" in lines
 
 
-def test_an_answer_is_written_as_it_comes_and_timed_to_its_first_chunk(daemon):
-    daemon.answer(
-        wire.Generate,
-        wire.Accepted(request_id="r1", num_prompt_tokens=9, context_tokens=64),
-        wire.TokenChunk(request_id="r1", sequence=0, token_ids=(1,), text="Hel"),
+def test_an_answer_is_told_as_it_comes_and_timed_to_its_first_chunk(daemon):
+    accepted = wire.Accepted(request_id="r1", num_prompt_tokens=9, context_tokens=64)
+    chunks = (
+        wire.TokenChunk(request_id="r1", sequence=0, token_ids=(1,), text="Hel", reasoning="hm"),
         wire.TokenChunk(request_id="r1", sequence=1, token_ids=(2,), text="lo"),
-        FINISHED,
     )
-    written: list[str] = []
+    daemon.answer(wire.Generate, accepted, *chunks, FINISHED)
+    heard: list[wire.Accepted | wire.TokenChunk] = []
     ticks = itertools.count()
 
     with Client(daemon.endpoint) as client:
-        answer = stream_answer(client, REQUEST, written.append, lambda: float(next(ticks)))
+        answer = stream_answer(client, REQUEST, heard.append, lambda: float(next(ticks)))
 
-    assert written == ["Hel", "lo"]
+    assert heard == [accepted, *chunks]
     assert (answer.text, answer.first_token_seconds, answer.seconds) == ("Hello", 1.0, 2.0)
 
 
-def test_stopping_an_answer_cancels_it_and_leaves_the_client_usable(daemon):
+def test_calls_are_gathered_from_their_pieces():
+    gathered = Gathered()
+    deltas = (
+        (wire.ToolCallDelta(index=0, id="a", name="f", arguments="{"), wire.ToolCallDelta(index=1, id="b", name="g")),
+        (wire.ToolCallDelta(index=0, arguments="}"),),
+    )
+
+    for sequence, calls in enumerate(deltas):
+        gathered.add(wire.TokenChunk(request_id="r", sequence=sequence, token_ids=(), text="", tool_calls=calls))
+
+    assert gathered.tool_calls == (
+        ToolCall(id="a", name="f", arguments="{}"),
+        ToolCall(id="b", name="g", arguments=""),
+    )
+
+
+@pytest.mark.parametrize("after", [wire.Accepted, wire.TokenChunk])
+def test_stopping_an_answer_cancels_it_and_leaves_the_client_usable(daemon, after: type):
     daemon.answer(
         wire.Generate,
         wire.Accepted(request_id="r1", num_prompt_tokens=9, context_tokens=64),
@@ -78,8 +94,9 @@ def test_stopping_an_answer_cancels_it_and_leaves_the_client_usable(daemon):
     daemon.answer(wire.Cancel, wire.Done())
     daemon.answer(wire.ListModels, wire.ModelList(models=()))
 
-    def interrupt(_text: str) -> None:
-        raise KeyboardInterrupt
+    def interrupt(event: object) -> None:
+        if isinstance(event, after):
+            raise KeyboardInterrupt
 
     with Client(daemon.endpoint) as client:
         with pytest.raises(KeyboardInterrupt):

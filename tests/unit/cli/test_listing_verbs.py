@@ -57,6 +57,12 @@ DEPLOYMENT = wire.Deployment(
     num_completed=3,
     tokens_per_second=40.0,
     bound_tokens_per_second=50.0,
+    num_blocks=8,
+    num_used_blocks=2,
+    num_cached_blocks=4,
+    num_queued_tokens=77,
+    total_tokens_per_second=120.0,
+    stage_bubbles=(0.05, 0.31),
 )
 SUMMARY = wire.ModelSummary(
     name="tiny",
@@ -128,7 +134,18 @@ def test_ps_shows_where_the_bytes_are_and_the_share_of_the_bound(daemon, capsys)
     _, out, _ = run(daemon, capsys, "ps")
 
     assert "cpu 60% disk 40%" in out
-    assert out.splitlines()[1].split()[-5:] == ["2048", "3", "40.0", "50.0", "ready"]
+    header, row = out.splitlines()
+    assert header.endswith("CONTEXT  RUN  WAIT       KV  ALL TOK/S  TOK/S  BOUND  SHARE  BUBBLES  STATE")
+    assert row.endswith("2048    1     2  25%+50%      120.0   40.0   50.0    80%  5% 31%   ready")
+
+
+def test_ps_leaves_out_what_was_not_measured(daemon, capsys):
+    quiet = replace(DEPLOYMENT, num_blocks=0, tokens_per_second=0.0, total_tokens_per_second=0.0, stage_bubbles=())
+    daemon.answer(wire.ListDeployments, wire.DeploymentList(deployments=(quiet,)))
+
+    _, out, _ = run(daemon, capsys, "ps")
+
+    assert out.splitlines()[1].split()[-9:] == ["1", "2", "-", "-", "-", "50.0", "-", "-", "ready"]
 
 
 def test_ps_as_json_is_the_record(daemon, capsys):

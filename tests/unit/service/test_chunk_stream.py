@@ -5,6 +5,7 @@ import pytest
 from teengined.core.request import FinishReason, TokenLogprobs
 from teengined.protocol.messages import TokenChunk, ToolCallDelta
 from teengined.service.chunk_stream import ChunkStream, Piece
+from teengined.service.segments import SegmentDelta
 
 
 def stream(credits_: int | None, max_buffer_bytes: int = 1000) -> tuple[ChunkStream, list[TokenChunk]]:
@@ -13,8 +14,9 @@ def stream(credits_: int | None, max_buffer_bytes: int = 1000) -> tuple[ChunkStr
     return made, sent
 
 
-def piece(token: int, choice: int = 0, **fields) -> Piece:
-    return Piece(choice=choice, token_ids=(token,), text=chr(97 + token), **fields)
+def piece(token: int, choice: int = 0, reasoning: str = "", **fields) -> Piece:
+    said = SegmentDelta(text=chr(97 + token), reasoning=reasoning)
+    return Piece(choice=choice, token_ids=(token,), said=said, **fields)
 
 
 def put(made: ChunkStream, *pieces: Piece) -> None:
@@ -34,7 +36,7 @@ def test_without_limit_every_piece_leaves_at_once():
 def test_what_belongs_together_leaves_together():
     made, sent = stream(None)
     made.add(piece(0))
-    made.add(Piece(choice=0, text="!", reason=FinishReason.STOP))
+    made.add(Piece(choice=0, said=SegmentDelta(text="!"), reason=FinishReason.STOP))
 
     made.flush()
 
@@ -47,7 +49,7 @@ def test_what_may_not_leave_is_joined_and_loses_nothing():
 
     put(made, *(piece(token, logprobs=(logprobs[token],), reasoning=str(token)) for token in range(4)))
     call = ToolCallDelta(index=0, arguments="{}")
-    put(made, Piece(choice=0, tool_calls=(call,), reason=FinishReason.LENGTH))
+    put(made, Piece(choice=0, said=SegmentDelta(tool_calls=(call,)), reason=FinishReason.LENGTH))
     assert len(sent) == 1
     assert made.waits
 
@@ -109,7 +111,7 @@ def test_however_credits_come_the_numbers_have_no_gap_and_the_texts_are_whole():
     for _ in range(500):
         if draw.random() < 0.7:
             item = piece(draw.randrange(26), draw.randrange(3))
-            texts[item.choice] += item.text
+            texts[item.choice] += item.said.text
             put(made, item)
         else:
             made.grant(draw.randrange(3))

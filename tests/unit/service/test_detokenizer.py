@@ -62,3 +62,40 @@ def test_tokens_without_text_add_nothing(silent: int):
         "",
         "",
     ]
+
+
+WORDS = {0: " one", 1: " two", 2: "", 3: " three"}
+
+
+def shown_fold() -> Detokenizer:
+    return Detokenizer(lambda tokens: "".join(WORDS[token] for token in tokens).removeprefix(" "), {2: "<end>"})
+
+
+def test_a_shown_token_stands_where_it_came_and_keeps_the_space_after_it():
+    detokenizer = shown_fold()
+
+    assert [detokenizer.add(token) for token in (0, 1, 2, 3)] == ["one", " two", "<end>", " three"]
+
+
+def test_a_shown_token_may_come_first_and_twice():
+    detokenizer = shown_fold()
+
+    assert [detokenizer.add(token) for token in (2, 2, 0, 2)] == ["<end>", "<end>", "one", "<end>"]
+
+
+def test_a_shown_token_ends_a_character_that_never_became_whole():
+    detokenizer = Detokenizer(decode, {0: "<end>"})
+
+    pieces = [detokenizer.add(byte) for byte in (0x61, 0xE2, 0x82, 0x00, 0x82, 0x62)]
+
+    assert "".join(pieces) == "a\N{REPLACEMENT CHARACTER}<end>\N{REPLACEMENT CHARACTER}b"
+
+
+@given(st.lists(st.sampled_from([0x61, 0xE2, 0x82, 0xAC, 0x00])))
+def test_shown_tokens_cut_the_bytes_around_them_into_texts_of_their_own(tokens: list[int]):
+    detokenizer = Detokenizer(decode, {0: "<end>"})
+
+    told = "".join([*[detokenizer.add(token) for token in tokens], detokenizer.flush()])
+
+    parts = bytes(tokens).split(b"\0")
+    assert told == "<end>".join(part.decode("utf-8", errors="replace") for part in parts)

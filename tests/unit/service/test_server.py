@@ -1,49 +1,161 @@
-"""Clients that flood: what waits for them is bounded."""
+"""Clients that flood, leave or say a word in between: what waits for them is bounded, and they are found out."""
 
 import asyncio
+from collections.abc import Callable
 
 import zmq
 
-from teengined.service.server import Server
+from teengined.core.errors import error_class
+from teengined.protocol.codec import CodecLimits, Envelope, decode, encode
+from teengined.protocol.messages import CLIENT_MESSAGES, Done, GetStatus, Grant, ListModels
+from teengined.service.server import HandlerTable, Server
 from teengined.service.settings import ProtocolSettings
 
-SETTINGS = ProtocolSettings(max_pending=4, max_calls=2)
+SETTINGS = ProtocolSettings(max_pending=4, max_calls=2, probe_interval=0.02)
 
 
-class DeafClient:
-    """A socket whose one client sends `num_messages` and reads only what it gets after `listen`."""
+def frames(correlation: int, message: object) -> list[bytes]:
+    return encode(Envelope(correlation=correlation, message=message), CLIENT_MESSAGES, CodecLimits())
 
-    def __init__(self, num_messages: int) -> None:
-        self.left = num_messages
-        self.listens = False
-        self.heard: list[list[bytes]] = []
 
-    async def recv_multipart(self) -> list[bytes]:
-        if not self.left:
+class OneClient:
+    """A socket whose one client sends `messages` and reads only while it `listens`; it may have left."""
+
+    def __init__(self, messages: list[list[bytes]]) -> None:
+        self.messages = messages
+        self.error: Exception | None = None
+        self.heard: list[Envelope] = []
+        self.num_refused = 0
+
+    async def recv_multipart(self, copy: bool) -> list[zmq.Frame]:
+        assert not copy
+        if not self.messages:
             await asyncio.Event().wait()
-        self.left -= 1
-        return [b"deaf", b"no message"]
+        return [zmq.Frame(part) for part in [b"client", *self.messages.pop(0)]]
 
-    def send_multipart(self, frames: list[bytes], flags: int) -> "asyncio.Future[None]":
-        if not self.listens:
-            raise zmq.Again
-        self.heard.append(frames)
+    def send_multipart(self, content: list[bytes], flags: int) -> "asyncio.Future[None]":
+        if self.error is not None:
+            self.num_refused += 1
+            raise self.error
+        self.heard.append(decode(content[1:], CLIENT_MESSAGES, CodecLimits()))
         sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         sent.set_result(None)
         return sent
 
+    @property
+    def replies(self) -> list[Envelope]:
+        return [envelope for envelope in self.heard if envelope.correlation]
 
-def test_errors_for_a_client_that_does_not_read_are_bounded():
-    async def story() -> int:
-        client = DeafClient(num_messages=1000)
-        server = Server(socket=client, settings=SETTINGS, handlers={})
-        serving = asyncio.create_task(server.serve())
-        await asyncio.sleep(0)
-        client.listens = True
-        while not client.heard:  # noqa: ASYNC110 - the server tells nobody
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - the server tells nobody
             await asyncio.sleep(0.001)
+
+
+async def serve(client: OneClient, handlers: HandlerTable, story: Callable[[Server], object]) -> None:
+    """Run a story beside the server."""
+    server = Server(socket=client, settings=SETTINGS, handlers=handlers)
+    serving = asyncio.create_task(server.serve())
+    try:
+        await story(server)
+    finally:
         serving.cancel()
         await server.close()
-        return len(client.heard)
 
-    assert asyncio.run(story()) == SETTINGS.max_pending
+
+def handlers(call: Callable[..., object] | None = None, word: Callable[..., None] | None = None) -> HandlerTable:
+    calls = {} if call is None else {GetStatus: call}
+    return HandlerTable(calls=calls, words={} if word is None else {Grant: word})
+
+
+def test_errors_for_a_client_that_does_not_read_are_bounded():
+    client = OneClient([[b"no message"]] * 1000)
+    client.error = zmq.Again()
+
+    async def story(_server: Server) -> None:
+        await until(lambda: not client.messages)
+        client.error = None
+        await until(lambda: client.heard)
+        await asyncio.sleep(0)
+
+    asyncio.run(serve(client, handlers(), story))
+
+    assert len(client.heard) == SETTINGS.max_pending
+
+
+def test_a_client_that_left_while_its_call_waits_is_found_by_the_probe():
+    ended = asyncio.Event()
+
+    async def wait_for_ever(_call, _message) -> Done:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return Done()
+
+    client = OneClient([frames(1, GetStatus())])
+
+    async def story(_server: Server) -> None:
+        await until(lambda: client.heard)  # It is probed while it is there.
+        assert not ended.is_set()
+        client.error = zmq.ZMQError(zmq.EHOSTUNREACH)
+        async with asyncio.timeout(20):
+            await ended.wait()
+
+    asyncio.run(serve(client, handlers(wait_for_ever), story))
+
+
+def test_a_client_that_is_there_and_does_not_read_for_a_moment_is_left_alone():
+    go_on = asyncio.Event()
+
+    async def wait(_call, _message) -> Done:
+        await go_on.wait()
+        return Done()
+
+    client = OneClient([frames(1, GetStatus())])
+
+    async def story(_server: Server) -> None:
+        client.error = zmq.Again()
+        await until(lambda: client.num_refused > 3)
+        client.error = None
+        go_on.set()
+        await until(lambda: client.replies)
+
+    asyncio.run(serve(client, handlers(wait), story))
+
+    assert client.replies[0].message == Done()
+
+
+def test_a_word_within_a_call_is_heard_and_not_answered():
+    heard: list[tuple[bytes, object]] = []
+    grant = Grant(request_id="r", chunks=3)
+    client = OneClient([frames(7, grant), frames(8, ListModels())])
+
+    async def story(_server: Server) -> None:
+        await until(lambda: client.replies)
+
+    asyncio.run(serve(client, handlers(word=lambda *said: heard.append(said)), story))
+
+    assert heard == [(b"client", grant)]
+    assert [envelope.correlation for envelope in client.replies] == [8]
+
+
+def test_a_client_that_streams_beyond_its_bound_is_told_that_it_is_too_slow():
+    client = OneClient([frames(1, GetStatus())])
+
+    async def flood(call, _message) -> Done:
+        client.error = zmq.Again()
+        for _ in range(SETTINGS.max_pending + 1):
+            call.stream(Done())
+        await asyncio.Event().wait()
+        return Done()
+
+    async def story(_server: Server) -> None:
+        await until(lambda: client.error)
+        client.error = None
+        await until(lambda: len(client.replies) > SETTINGS.max_pending)
+
+    asyncio.run(serve(client, handlers(flood), story))
+
+    assert error_class(client.replies[-1].message.code).__name__ == "SlowReader"
