@@ -58,6 +58,9 @@ class PrecisionStrategy(ABC):
         import torch
 
         weight_OI = self.decode(parts, x_TI.dtype)
+        # Rows of other widths lie at unlike alignments, which libraries tell apart as well.
+        if rest := -x_TI.shape[1] % FIXED_ROWS:
+            x_TI, weight_OI = (torch.nn.functional.pad(each, (0, rest)) for each in (x_TI, weight_OI))
         bias_O = None if bias_O is None else bias_O.to(x_TI.dtype)
         blocks: list[torch.Tensor] = []
         for rows_TI in x_TI.split(FIXED_ROWS):
