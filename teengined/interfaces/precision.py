@@ -55,14 +55,19 @@ class PrecisionStrategy(ABC):
         default multiplies the decoded weight with a fixed number of rows at a time, zeros where there are no more: a
         library that picks its way by the shape of the product then always picks the same.
         """
-        weight_IO = self.decode(parts, x_TI.dtype).T
-        num_rows = int(x_TI.shape[0])
-        y_TO = x_TI.new_empty((num_rows, int(weight_IO.shape[1])))
+        weight_OI = self.decode(parts, x_TI.dtype)
+        num_rows, num_inputs = int(x_TI.shape[0]), int(x_TI.shape[1])
+        # Rows of other widths lie at unlike alignments, which libraries tell apart as well.
+        width = -(-num_inputs // FIXED_ROWS) * FIXED_ROWS
+        if width > num_inputs:
+            narrow_OI, weight_OI = weight_OI, weight_OI.new_zeros((int(weight_OI.shape[0]), width))
+            weight_OI[:, :num_inputs] = narrow_OI
+        y_TO = x_TI.new_empty((num_rows, int(weight_OI.shape[0])))
         for start in range(0, num_rows, FIXED_ROWS):
             end = min(start + FIXED_ROWS, num_rows)
-            block_TI = x_TI.new_zeros((FIXED_ROWS, int(x_TI.shape[1])))
-            block_TI[: end - start] = x_TI[start:end]
-            y_TO[start:end] = (block_TI @ weight_IO)[: end - start]
+            block_TI = x_TI.new_zeros((FIXED_ROWS, width))
+            block_TI[: end - start, :num_inputs] = x_TI[start:end]
+            y_TO[start:end] = (block_TI @ weight_OI.T)[: end - start]
         return y_TO if bias_O is None else y_TO.add_(bias_O.to(x_TI.dtype))
 
     def embedding(

@@ -20,6 +20,8 @@ __all__ = ["FixedNumerics", "fixed_linear"]
 
 # Elements of two vectors of the widest instruction set, of the narrowest dtype: what one round of a loop takes.
 _ROUND_ELEMENTS = 64
+# Products of other widths begin their rows at places of unlike alignment, and the library tells those apart.
+_WIDTH_ELEMENTS = 16
 # torch gives arrays below 32768 elements to one thread.
 _PIECE_ELEMENTS = 16384
 # Functions of one element that are approximated; what is computed exactly (sums, products, roots) needs no help.
@@ -55,8 +57,10 @@ def fixed_linear(x: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor 
     rows_TI = x.reshape(-1, x.shape[-1])
     if rows_TI.shape[0] == 0:
         return functional.linear(x, weight_OI, bias_O)
-    padded_TI = functional.pad(rows_TI, (0, 0, 0, -rows_TI.shape[0] % FIXED_ROWS))
-    blocks = [functional.linear(block, weight_OI, bias_O) for block in padded_TI.split(FIXED_ROWS)]
+    rest = -rows_TI.shape[1] % _WIDTH_ELEMENTS
+    padded_TI = functional.pad(rows_TI, (0, rest, 0, -rows_TI.shape[0] % FIXED_ROWS))
+    padded_OI = functional.pad(weight_OI, (0, rest)) if rest else weight_OI
+    blocks = [functional.linear(block, padded_OI, bias_O) for block in padded_TI.split(FIXED_ROWS)]
     return torch.cat(blocks)[: rows_TI.shape[0]].view(*x.shape[:-1], -1)
 
 
