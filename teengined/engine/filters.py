@@ -3,10 +3,11 @@
 Weights are probabilities up to a common factor: fp32, not negative. Excluded tokens have weight 0. Of equal weights
 the lower id is kept first, so that a set has exactly the size it should have.
 
-Nothing is sorted but the few tokens around a set's edge: tokens are put into bins by the leading bits of their weight,
-whole bins are taken while they fit, and only the bin in which the set ends is put in order.
+A vocabulary is never sorted. Most sets end among few likely tokens, which are looked at alone. Where they do not,
+tokens are put into bins by the leading bits of their weight, whole bins are taken while they fit, and only the bin in
+which the set ends is put in order.
 
-Shapes: V = vocabulary, B = bins, K = tokens that are left.
+Shapes: V = vocabulary, B = blocks or bins, K = candidates.
 """
 
 import math
@@ -19,11 +20,15 @@ from teengined.core.sampling import SamplingParams
 __all__ = ["filtered", "min_p", "top_k", "top_p", "typical"]
 
 Weights = npt.NDArray[np.float32]
+Bins = npt.NDArray[np.int32]
 
+_BLOCK = 256
+# Tokens that have at least this share of the largest one's probability hold nearly all of a trained model's.
+_LIKELY = 2.0**-10
+_TINY = np.finfo(np.float32).tiny
 # Bits of a positive float order as the float does. What is left of them after the shift is the exponent and five bits
 # of the fraction: bins that are 1/32 of an octave wide.
 _SHIFT = 18
-_LAST_BIN = 0x7F800000 >> _SHIFT
 
 
 def filtered(weights_V: Weights, params: SamplingParams) -> Weights:
@@ -43,23 +48,24 @@ def top_k(weights_V: Weights, k: int) -> Weights:
     """Keep the `k` largest."""
     if k >= weights_V.size:
         return weights_V
-    bins_V = _LAST_BIN - _bins(weights_V)
-    counts_B = np.bincount(bins_V, minlength=_LAST_BIN + 1).astype(np.float64)
-    edge = int(counts_B.cumsum().searchsorted(k))
-    num_before = int(counts_B[:edge].sum())
-    members = np.flatnonzero(bins_V == edge)
-    order = members[np.argsort(-weights_V[members], kind="stable")]
-    return _keep(weights_V, bins_V < edge, order[: k - num_before])
+    ids_K = _at_least_kth(weights_V, k)
+    weights_K = weights_V[ids_K]
+    return _only(weights_V, ids_K[_smallest(-weights_K, _downward(weights_K), np.ones_like(weights_K), k)])
 
 
 def top_p(weights_V: Weights, share: float) -> Weights:
     """Keep the smallest set of the largest whose sum reaches `share` of all (Holtzman and others, 2019)."""
-    return _cover(weights_V, -weights_V, _LAST_BIN - _bins(weights_V), share)
+    target = share * float(weights_V.sum(dtype=np.float64))
+    ids_K = np.flatnonzero(weights_V >= _LIKELY * float(weights_V.max()))
+    weights_K = weights_V[ids_K]
+    if float(weights_K.sum(dtype=np.float64)) < target:
+        return weights_V * _smallest(-weights_V, _downward(weights_V), weights_V, target)
+    return _only(weights_V, ids_K[_smallest(-weights_K, _downward(weights_K), weights_K, target)])
 
 
 def min_p(weights_V: Weights, share: float) -> Weights:
     """Keep what is at least `share` of the largest (Nguyen and others, 2024)."""
-    return _keep(weights_V, weights_V >= share * float(weights_V.max()))
+    return weights_V * (weights_V >= share * float(weights_V.max()))
 
 
 def typical(weights_V: Weights, share: float) -> Weights:
@@ -67,34 +73,50 @@ def typical(weights_V: Weights, share: float) -> Weights:
 
     Meister and others, "Locally typical sampling", 2022: the expected surprise is the entropy of what is left.
     """
-    ids_K = np.flatnonzero(weights_V)
-    weights_K = weights_V[ids_K]
-    total = float(weights_K.sum(dtype=np.float64))
-    surprise_K = math.log(total) - np.log(weights_K)
-    entropy = float((weights_K * surprise_K).sum(dtype=np.float64)) / total
-    distance_K = np.abs(surprise_K - entropy).astype(np.float32)
-    kept_V = np.zeros_like(weights_V)
-    kept_V[ids_K] = _cover(weights_K, distance_K, _bins(distance_K), share)
-    return kept_V
+    total = float(weights_V.sum(dtype=np.float64))
+    # What has no weight gets some finite surprise, which weighs nothing.
+    surprise_V = math.log(total) - np.log(np.maximum(weights_V, _TINY))
+    entropy = float((weights_V * surprise_V).sum(dtype=np.float64)) / total
+    distance_V = np.abs(surprise_V - np.float32(entropy))
+    return weights_V * _smallest(distance_V, _upward(distance_V), weights_V, share * total)
 
 
-def _bins(keys: Weights) -> npt.NDArray[np.intp]:
-    return (keys.view(np.int32) >> _SHIFT).astype(np.intp)
+def _at_least_kth(weights_V: Weights, k: int) -> npt.NDArray[np.intp]:
+    """Return ids among which the `k` largest are.
+
+    Each block's largest is a token of its own, so that at least `k` tokens are not below the `k`-th of those.
+    """
+    maxima_B = np.maximum.reduceat(weights_V, np.arange(0, weights_V.size, _BLOCK))
+    floor = np.partition(maxima_B, -k)[-k] if k <= maxima_B.size else 0
+    return np.flatnonzero(weights_V >= floor)
 
 
-def _cover(weights: Weights, keys: Weights, bins: npt.NDArray[np.intp], share: float) -> Weights:
-    """Keep those with the smallest keys until their weights reach `share` of all. `bins` must rise with the keys."""
-    cumulative_B = np.bincount(bins, weights=weights, minlength=_LAST_BIN + 1).cumsum()
-    target = share * float(cumulative_B[-1])
-    edge = int(cumulative_B.searchsorted(target))
+def _upward(keys_K: Weights) -> Bins:
+    return keys_K.view(np.int32) >> _SHIFT
+
+
+def _downward(keys_K: Weights) -> Bins:
+    bins_K = _upward(keys_K)
+    return bins_K.max() - bins_K
+
+
+def _smallest(keys_K: Weights, bins_K: Bins, masses_K: Weights, target: float) -> npt.NDArray[np.bool_]:
+    """Return which are the smallest keys, ties by lower index, whose masses are just enough for `target`.
+
+    `bins_K` rise with the keys.
+    """
+    cumulative_B = np.bincount(bins_K.astype(np.intp), weights=masses_K).cumsum()
+    edge = min(int(cumulative_B.searchsorted(target)), cumulative_B.size - 1)
     before = float(cumulative_B[edge - 1]) if edge else 0.0
-    members = np.flatnonzero(bins == edge)
-    order = members[np.argsort(keys[members], kind="stable")]
-    num_kept = int((before + weights[order].cumsum(dtype=np.float64)).searchsorted(target)) + 1
-    return _keep(weights, bins < edge, order[:num_kept])
+    members = np.flatnonzero(bins_K == edge)
+    members = members[np.argsort(keys_K[members], kind="stable")]
+    num_kept = int((before + masses_K[members].cumsum(dtype=np.float64)).searchsorted(target)) + 1
+    kept_K = bins_K < edge
+    kept_K[members[:num_kept]] = True
+    return kept_K
 
 
-def _keep(weights: Weights, kept: npt.NDArray[np.bool_], also: npt.NDArray[np.intp] | None = None) -> Weights:
-    if also is not None:
-        kept[also] = True
-    return weights * kept
+def _only(weights_V: Weights, ids: npt.NDArray[np.intp]) -> Weights:
+    kept_V = np.zeros_like(weights_V)
+    kept_V[ids] = weights_V[ids]
+    return kept_V

@@ -335,7 +335,7 @@ def _until(probabilities: np.ndarray, key: Callable[[int], float], share: float)
     return _only(probabilities, kept)
 
 
-DISTRIBUTIONS = {
+DISTRIBUTIONS: dict[str, dict[str, Any]] = {
     "temperature": {},
     "hot": {"temperature": 3.0},
     "top_k": {"top_k": 4},
@@ -349,7 +349,8 @@ DISTRIBUTIONS = {
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("changes", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
 def test_frequencies_follow_the_probabilities(changes: dict[str, Any], seed: int, tmp_path: Path) -> None:
-    params = SamplingParams(**{"temperature": 1.0, "seed": seed, **changes})
+    values: dict[str, Any] = {"temperature": 1.0, "seed": seed, **changes}
+    params = SamplingParams(**values)
     logits = logits_of(seed, vocab=REFERENCE_VOCAB)
     expected = reference(logits[0].double().numpy(), params) * NUM_DRAWS
     sampler = Sampler(vocab_size=REFERENCE_VOCAB, package_dir=tmp_path)
@@ -378,9 +379,9 @@ def test_frequencies_follow_the_probabilities(changes: dict[str, Any], seed: int
     banned=st.lists(st.integers(0, VOCAB - 1), max_size=VOCAB - 1, unique=True),
 )
 def test_whatever_is_asked_for_a_token_of_the_vocabulary_comes(
-    sampler: Sampler, seed: int, banned: list[int], **values: Any
+    sampler: Sampler, seed: int, banned: list[int], **filters: Any
 ) -> None:
-    params = SamplingParams(seed=seed, banned_token_ids=tuple(banned), logprobs=2, **values)
+    params = SamplingParams(seed=seed, banned_token_ids=tuple(banned), logprobs=2, **filters)
 
     told = draw(sampler, params, logits_of(seed))
 
