@@ -20,11 +20,12 @@ from teengined.core.sampling import SamplingParams
 __all__ = ["filtered", "min_p", "top_k", "top_p", "typical"]
 
 Weights = npt.NDArray[np.float32]
-Bins = npt.NDArray[np.int32]
 
 _BLOCK = 256
 # Tokens that have at least this share of the largest one's probability hold nearly all of a trained model's.
 _LIKELY = 2.0**-10
+_MAX_LIKELY = 4096
+_PIECE = 8192
 _TINY = np.finfo(np.float32).tiny
 # Bits of a positive float order as the float does. What is left of them after the shift is the exponent and five bits
 # of the fraction: bins that are 1/32 of an octave wide.
@@ -50,17 +51,19 @@ def top_k(weights_V: Weights, k: int) -> Weights:
         return weights_V
     ids_K = _at_least_kth(weights_V, k)
     weights_K = weights_V[ids_K]
-    return _only(weights_V, ids_K[_smallest(-weights_K, _downward(weights_K), np.ones_like(weights_K), k)])
+    return _only(weights_V, ids_K[_first(weights_K, np.ones_like(weights_K), k, falling=True)])
 
 
 def top_p(weights_V: Weights, share: float) -> Weights:
     """Keep the smallest set of the largest whose sum reaches `share` of all (Holtzman and others, 2019)."""
     target = share * float(weights_V.sum(dtype=np.float64))
-    ids_K = np.flatnonzero(weights_V >= _LIKELY * float(weights_V.max()))
-    weights_K = weights_V[ids_K]
-    if float(weights_K.sum(dtype=np.float64)) < target:
-        return weights_V * _smallest(-weights_V, _downward(weights_V), weights_V, target)
-    return _only(weights_V, ids_K[_smallest(-weights_K, _downward(weights_K), weights_K, target)])
+    likely_V = weights_V >= _LIKELY * float(weights_V.max())
+    if np.count_nonzero(likely_V) <= _MAX_LIKELY:
+        ids_K = np.flatnonzero(likely_V)
+        weights_K = weights_V[ids_K]
+        if float(weights_K.sum(dtype=np.float64)) >= target:
+            return _only(weights_V, ids_K[_first(weights_K, weights_K, target, falling=True)])
+    return weights_V * _first(weights_V, weights_V, target, falling=True)
 
 
 def min_p(weights_V: Weights, share: float) -> Weights:
@@ -78,7 +81,7 @@ def typical(weights_V: Weights, share: float) -> Weights:
     surprise_V = math.log(total) - np.log(np.maximum(weights_V, _TINY))
     entropy = float((weights_V * surprise_V).sum(dtype=np.float64)) / total
     distance_V = np.abs(surprise_V - np.float32(entropy))
-    return weights_V * _smallest(distance_V, _upward(distance_V), weights_V, share * total)
+    return weights_V * _first(distance_V, weights_V, share * total, falling=False)
 
 
 def _at_least_kth(weights_V: Weights, k: int) -> npt.NDArray[np.intp]:
@@ -91,29 +94,33 @@ def _at_least_kth(weights_V: Weights, k: int) -> npt.NDArray[np.intp]:
     return np.flatnonzero(weights_V >= floor)
 
 
-def _upward(keys_K: Weights) -> Bins:
-    return keys_K.view(np.int32) >> _SHIFT
+def _first(keys_K: Weights, masses_K: Weights, target: float, *, falling: bool) -> npt.NDArray[np.bool_]:
+    """Return which come first in the order of keys, ties by index, so that their masses are just enough for `target`.
 
-
-def _downward(keys_K: Weights) -> Bins:
-    bins_K = _upward(keys_K)
-    return bins_K.max() - bins_K
-
-
-def _smallest(keys_K: Weights, bins_K: Bins, masses_K: Weights, target: float) -> npt.NDArray[np.bool_]:
-    """Return which are the smallest keys, ties by lower index, whose masses are just enough for `target`.
-
-    `bins_K` rise with the keys.
+    Keys are not negative, and rise in that order or fall.
     """
-    cumulative_B = np.bincount(bins_K.astype(np.intp), weights=masses_K).cumsum()
+    bins_K = keys_K.view(np.int32) >> _SHIFT
+    if falling:
+        np.subtract(bins_K.max(), bins_K, out=bins_K)
+    cumulative_B = _sums(bins_K, masses_K).cumsum()
     edge = min(int(cumulative_B.searchsorted(target)), cumulative_B.size - 1)
     before = float(cumulative_B[edge - 1]) if edge else 0.0
     members = np.flatnonzero(bins_K == edge)
-    members = members[np.argsort(keys_K[members], kind="stable")]
+    keys = -keys_K[members] if falling else keys_K[members]
+    members = members[keys.argsort(kind="stable")]
     num_kept = int((before + masses_K[members].cumsum(dtype=np.float64)).searchsorted(target)) + 1
     kept_K = bins_K < edge
     kept_K[members[:num_kept]] = True
     return kept_K
+
+
+def _sums(bins_K: npt.NDArray[np.int32], masses_K: Weights) -> npt.NDArray[np.float64]:
+    """Return the masses of each bin. Piece by piece, for numpy makes two wide copies of what it counts."""
+    sums_B = np.zeros(int(bins_K.max()) + 1)
+    for start in range(0, bins_K.size, _PIECE):
+        bins = bins_K[start : start + _PIECE].astype(np.intp)
+        sums_B += np.bincount(bins, weights=masses_K[start : start + _PIECE], minlength=sums_B.size)
+    return sums_B
 
 
 def _only(weights_V: Weights, ids: npt.NDArray[np.intp]) -> Weights:
