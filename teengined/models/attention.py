@@ -18,6 +18,7 @@ from teengined.models.batch import ChunkRows, DecodeRows, StepBatch
 from teengined.models.cache import current_cache
 from teengined.models.fixed_attention import attend_fixed
 from teengined.models.kv import LayerBlocks
+from teengined.models.native_attention import attend_rows, can_attend_rows
 from teengined.models.paged_attention import Scoring, attend_blocks, attend_context, attend_with_logits
 
 __all__ = ["ATTENTION_NAME", "attend", "defer_expansion", "register_attention"]
@@ -88,14 +89,31 @@ class _Call:
 
 def _attend(call: _Call, q_1HRD: torch.Tensor) -> torch.Tensor:
     """Return (R, H, E): decode rows together, chunks one by one."""
-    q_RHD, window = q_1HRD[0].transpose(0, 1), call.scoring.window
-    groups, chunks = call.batch.decode_rows(window), call.batch.chunks(window)
-    if len(groups) == 1 and not chunks:
-        return _attend_decode(call, q_RHD, groups[0])
+    chunks = call.batch.chunks(call.scoring.window)
     outputs: list[tuple[torch.Tensor | slice, torch.Tensor]] = []
-    outputs += [(group.rows_B, _attend_decode(call, q_RHD[group.rows_B], group)) for group in groups]
+    if len(chunks) < len(call.batch.entries):
+        outputs += _decode_outputs(call, q_1HRD[0].transpose(0, 1))
     outputs += [(chunk.rows, _attend_chunk(call, q_1HRD[:, :, chunk.rows], chunk)) for chunk in chunks]
+    if len(outputs) == 1:  # All rows, in their order.
+        return outputs[0][1]
     return _joined(outputs, call.batch.num_tokens)
+
+
+def _decode_outputs(call: _Call, q_RHD: torch.Tensor) -> list[tuple[torch.Tensor | slice, torch.Tensor]]:
+    """Return (rows, (B, H, E)) of the sequences with one new token."""
+    if _is_native(call, q_RHD):
+        contexts = call.batch.contexts(decode_only=True)
+        q_BHD = q_RHD if contexts.rows is None else q_RHD[contexts.rows]
+        output_BHE = attend_rows(q_BHD, call.blocks, contexts, call.scoring)
+        return [(slice(None) if contexts.rows is None else contexts.rows, output_BHE)]
+    groups = call.batch.decode_rows(call.scoring.window)
+    if len(groups) == 1 and len(groups[0].rows) == call.batch.num_tokens:
+        return [(slice(None), _attend_decode(call, q_RHD, groups[0]))]
+    return [(group.rows_B, _attend_decode(call, q_RHD[group.rows_B], group)) for group in groups]
+
+
+def _is_native(call: _Call, q_RHD: torch.Tensor) -> bool:
+    return call.expand is None and can_attend_rows(q_RHD, call.blocks)
 
 
 def _attend_decode(call: _Call, q_BHD: torch.Tensor, rows: DecodeRows) -> torch.Tensor:
@@ -134,8 +152,11 @@ def _context(call: _Call, chunk: ChunkRows) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def _attend_fixed(call: _Call, q_1HRD: torch.Tensor) -> torch.Tensor:
-    """Return (R, H, E), each sequence by itself in pieces of fixed shape."""
+    """Return (R, H, E), each row by itself, or each sequence in pieces of fixed shape."""
     batch, outputs = call.batch, list[tuple[torch.Tensor | slice, torch.Tensor]]()
+    q_RHD = q_1HRD[0].transpose(0, 1)
+    if _is_native(call, q_RHD):
+        return attend_rows(q_RHD, call.blocks, batch.contexts(decode_only=False), call.scoring)
     for index, entry in enumerate(batch.entries):
         rows = slice(batch.first_rows[index], batch.first_rows[index] + entry.num_tokens)
         keys, values = (states[:, :, : entry.end_position] for states in call.blocks.gather(batch.table(index)))

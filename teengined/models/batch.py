@@ -13,7 +13,7 @@ import torch
 
 from teengined.models.kv import KVPool
 
-__all__ = ["BatchEntry", "ChunkRows", "DecodeRows", "StepBatch"]
+__all__ = ["BatchEntry", "ChunkRows", "DecodeRows", "RowContexts", "StepBatch"]
 
 # Contexts gathered at a time, in tokens: with 8 heads of 128 numbers in bf16 that is 32 MiB of keys and values, which
 # stay in a large cache between their copy and their use.
@@ -82,6 +82,18 @@ class ChunkRows:
         return slice(self.first_row, self.first_row + self.num_tokens)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowContexts:
+    """What rows see, each by itself."""
+
+    rows: torch.Tensor | None
+    """Of the batch; None: all of it."""
+    tables_RM: torch.Tensor
+    """int32: each row's blocks from its sequence's first on; padded with one of them."""
+    lengths_R: torch.Tensor
+    """int32: tokens that a row sees, its own included."""
+
+
 class StepBatch:
     """The sequences of a forward pass, in the order of their tokens."""
 
@@ -103,6 +115,7 @@ class StepBatch:
         self._write_rows: dict[int, torch.Tensor] = {}
         self._decode_rows: dict[int | None, tuple[DecodeRows, ...]] = {}
         self._chunks: dict[int | None, tuple[ChunkRows, ...]] = {}
+        self._contexts: dict[bool, RowContexts] = {}
 
     @property
     def num_tokens(self) -> int:
@@ -137,6 +150,26 @@ class StepBatch:
             indices = [index for index, entry in enumerate(self.entries) if entry.num_tokens > 1]
             self._chunks[window] = tuple(self._chunk(index, window) for index in indices)
         return self._chunks[window]
+
+    def contexts(self, *, decode_only: bool) -> RowContexts:
+        """Return what every row sees, or what the rows of sequences with one new token see."""
+        if decode_only not in self._contexts:
+            entries = [entry for entry in self.entries if entry.num_tokens == 1 or not decode_only]
+            counts = np.array([entry.num_tokens for entry in entries])
+            tables_BM = self._tables([(entry, *self._span(entry, None)) for entry in entries])
+            lengths = np.concatenate([np.arange(entry.start_position, entry.end_position) + 1 for entry in entries])
+            firsts = [
+                first for first, entry in zip(self.first_rows, self.entries, strict=True) if entry.num_tokens == 1
+            ]
+            is_whole = len(entries) == len(self.entries)
+            self._contexts[decode_only] = RowContexts(
+                rows=None if is_whole else torch.tensor(firsts, device=self._device),
+                tables_RM=tables_BM
+                if (counts == 1).all()
+                else tables_BM.repeat_interleave(torch.from_numpy(counts), 0),
+                lengths_R=torch.from_numpy(lengths.astype(np.int32)).to(self._device),
+            )
+        return self._contexts[decode_only]
 
     def table(self, index: int) -> torch.Tensor:
         """Return the blocks (1, M) that hold one sequence's context, the new tokens included."""
