@@ -89,7 +89,7 @@ def compile_grammar(tokenizer: "llguidance.LLTokenizer", grammar: Grammar) -> "l
 
 def first_lines(text: str) -> str:
     """Return what a person needs of the library's message: it goes on with the state of its parser."""
-    said = text.partition("\n<state>")[0].strip()
+    said = text.partition("\n<")[0].strip()
     return said if len(said) <= _MESSAGE_CHARACTERS else f"{said[:_MESSAGE_CHARACTERS]}…"
 
 

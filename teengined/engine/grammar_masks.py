@@ -4,8 +4,9 @@ A matcher is a fold over the answer's tokens. As soon as a token is folded, a th
 library lets other threads run), and the draw after the next pass of the model finds it there. After a preemption the
 fold is done again over the tokens of the answer so far, which gives the same state.
 
-Where a grammar allows the end, and nowhere else, the sequence's end-of-sequence and stop tokens are allowed. When it is
-complete they are all that is left; a sequence that has none of them fails there, since nothing could end its answer.
+Where a grammar allows the end the sequence's end-of-sequence and stop tokens are allowed, and nowhere else but where it
+names a special token itself. When it is complete they are all that is left; a sequence that has none of them fails
+there, since nothing could end its answer.
 
 Shapes: V = vocabulary of the model, which may be wider than the tokenizer's; what the tokenizer lacks is not allowed.
 """
@@ -74,7 +75,9 @@ class GrammarState:
     def _start(self, opened: SequenceOpen) -> Allowed:
         assert opened.sampling.grammar is not None
         tokenizer = self._masks.tokenizer(opened.eos_token_ids or opened.sampling.stop_token_ids)
-        self._not_allowed = self._masks.within(tokenizer.eos_tokens)
+        known = [token_id for token_id in self._ends if token_id < tokenizer.vocab_size]
+        special = frozenset(token_id for token_id in known if tokenizer.is_special_token(token_id))
+        self._not_allowed = self._masks.within({*tokenizer.eos_tokens, *self._ends} - special)
         self._matcher = compile_grammar(tokenizer, opened.sampling.grammar)
         return self._advance(opened.history[opened.num_prompt_tokens :])
 
@@ -92,7 +95,8 @@ class GrammarState:
         if matcher.is_error():
             raise RequestError(f"the grammar cannot be followed: {first_lines(matcher.get_error())}")
         allowed_V[list(self._not_allowed)] = False
-        allowed_V[list(self._masks.within(self._ends))] = may_end
+        if may_end:
+            allowed_V[list(self._masks.within(self._ends))] = True
         if not allowed_V.any() and may_end:
             raise RequestError(
                 "the grammar is complete, and the model has no token to end the answer with",

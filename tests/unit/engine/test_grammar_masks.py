@@ -198,11 +198,24 @@ def test_a_stop_token_is_drawn_only_where_the_grammar_may_end(sampler: Sampler) 
     assert "no token of the model's vocabulary can follow" in told[1].message
 
 
+def test_a_grammar_may_name_the_end_of_sequence_itself(sampler: Sampler) -> None:
+    open_sequence(sampler, params_of(grammar(GrammarKind.LARK, 'start: "a" <eos>')))
+
+    assert [draw(sampler, 2 + i).token_id for i in range(3)] == [97, EOS, EOS]
+
+
 def test_without_an_end_of_sequence_stop_tokens_end_the_answer(sampler: Sampler) -> None:
     params = params_of(grammar(GrammarKind.REGEX, "a"), stop_token_ids=(257,))
     open_sequence(sampler, params, eos_token_ids=())
 
     assert [draw(sampler, 2).token_id, draw(sampler, 3).token_id] == [97, 257]
+
+
+def test_ends_that_the_tokenizer_or_the_model_lacks_are_nobodys_fault(sampler: Sampler) -> None:
+    params = params_of(grammar(GrammarKind.REGEX, "a"), stop_token_ids=(VOCAB + 5, 2**31 - 1))
+    open_sequence(sampler, params, eos_token_ids=(VOCAB - 1, VOCAB))
+
+    assert [draw(sampler, 2 + i).token_id for i in range(2)] == [97, VOCAB - 1]
 
 
 def test_a_complete_grammar_with_nothing_to_end_it_is_a_fault_that_says_so(sampler: Sampler) -> None:
