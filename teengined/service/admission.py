@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from teengined.core.errors import ContextTooLong, RequestError
 from teengined.core.sampling import Grammar, SamplingParams
@@ -143,13 +144,16 @@ def check_prompt(prompt: tuple[int, ...], max_tokens: int, limits: ModelLimits) 
         )
 
 
-async def check_grammar(grammar: Grammar | None) -> None:
+async def check_grammar(grammar: Grammar | None, package_dir: Path) -> None:
     """Refuse a grammar that no answer could be held to: invalid, too deep, or too costly.
 
-    The call site of `teengined.service.grammar_check`: it compiles the grammar off the loop, within bounds.
+    The call site of `teengined.service.grammar_check`, which tries it with the package's tokenizer, within bounds.
     """
     if grammar is not None:
-        raise RequestError(f"grammars of kind {grammar.kind.value} are not enforced yet", hint="send it without one")
+        raise RequestError(
+            f"{package_dir.name} cannot hold an answer to a grammar of kind {grammar.kind.value}",
+            hint="send the request without it",
+        )
 
 
 def check_score(message: Score) -> None:

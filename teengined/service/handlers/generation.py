@@ -32,9 +32,9 @@ class Generations:
         check_generate(message, limits)
         ends_seconds = time.monotonic() + timeout_of(message.timeout_seconds, limits)
         with self._requests.name(call.owner, message.client_id):
-            await check_grammar(message.sampling.grammar)
             prompt = await model.prompts.read(message)
             check_prompt(prompt.token_ids, message.sampling.max_tokens, limits)
+            await check_grammar(message.sampling.grammar, model.package_dir)
             stream = _stream(context, call, message)
             submission = replace(
                 _submission(call, message, prompt, stream),

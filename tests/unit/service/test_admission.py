@@ -1,6 +1,7 @@
 import asyncio
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -160,5 +161,5 @@ def test_salts_of_different_owners_and_names_never_meet():
 
 def test_grammar_that_nothing_enforces_is_refused():
     with pytest.raises(RequestError, match="regex"):
-        asyncio.run(check_grammar(Grammar(kind=GrammarKind.REGEX, text="a+")))
-    asyncio.run(check_grammar(None))
+        asyncio.run(check_grammar(Grammar(kind=GrammarKind.REGEX, text="a+"), Path("m")))
+    asyncio.run(check_grammar(None, Path("m")))
