@@ -102,7 +102,8 @@ class Composition:
         num_runs = min(self._state.limits.num_microbatches, len(candidates))
         if num_runs == 1:
             return self._num_tokens_left
-        return -(-sum(item.num_remaining if item.is_running else item.num_queued for item in candidates) // num_runs)
+        num_tokens = sum(item.num_remaining if item.is_running else item.num_queued for item in candidates)
+        return max(1, -(-num_tokens // num_runs))
 
     def _begin(self, sequence: Sequence, num_most: int) -> bool:
         """Let a waiting sequence run if it can; say whether those after it may be looked at."""

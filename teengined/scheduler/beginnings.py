@@ -11,9 +11,8 @@ _MARGIN_SHARE = 8
 
 
 def may_begin(state: State) -> bool:
-    """Whether it is worth to look at what waits. Alone, a sequence can always begin."""
-    has_place = len(state.running) < state.limits.max_running
-    return bool(state.waiting) and has_place and (state.may_start or not state.running)
+    """Whether it is worth to look at what waits."""
+    return bool(state.waiting) and len(state.running) < state.limits.max_running and state.may_start
 
 
 def choose_beginning(state: State, sequence: Sequence) -> Prefix | None:

@@ -32,8 +32,8 @@ class DrainRate:
         self._since_seconds = now_seconds
 
     def seconds_for(self, num_sequences: int, num_tokens: int) -> float:
-        """Return the seconds until so many sequences, and so many tokens, will have left."""
-        by_sequences = num_sequences / self._num_sequences
-        by_tokens = num_tokens / max(self._num_tokens, 1.0) if self._num_tokens else 0.0
+        """Return the seconds until so many sequences (at least one), and so many tokens, will have left."""
+        by_sequences = max(1, num_sequences) / self._num_sequences
+        by_tokens = num_tokens / self._num_tokens if self._num_tokens else 0.0
         seconds = self._seconds * max(by_sequences, by_tokens)
         return round(min(_MOST_SECONDS, max(_LEAST_SECONDS, seconds)), 3)

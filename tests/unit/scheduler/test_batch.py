@@ -100,3 +100,13 @@ def test_sequence_that_does_not_fit_is_not_overtaken():
 
     assert sorted(lengths(next_run(machine))) == [1, 2]
     assert machine.num_waiting == 2
+
+
+def test_blocks_that_a_prompt_still_needs_are_not_given_to_the_next_one():
+    machine = scheduler(num_blocks=8, num_microbatches=2)
+    machine.handle(submitted(1, prompt=tuple(range(20))), 0.0)
+    machine.next_runs(0.0)
+    machine.handle(submitted(2, prompt=tuple(range(30, 46))), 0.0)
+
+    assert machine.next_runs(0.0) == ()
+    assert machine.state_of(2) == "queued"

@@ -25,4 +25,10 @@ def test_time_without_a_queue_does_not_count():
 
 
 def test_hint_is_neither_nothing_nor_forever():
-    assert (DrainRate().seconds_for(0, 0), DrainRate().seconds_for(10_000, 0)) == (0.05, 60.0)
+    drain = DrainRate()
+    longest = drain.seconds_for(10_000, 0)
+    drain.started(0.0)
+    for _ in range(400):
+        drain.left(10, 0.0)
+
+    assert (drain.seconds_for(1, 0), longest) == (0.05, 60.0)

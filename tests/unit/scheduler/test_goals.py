@@ -104,3 +104,15 @@ def test_prompt_of_one_token_has_nothing_to_tell():
     instructions = machine.handle(StepCompleted(step=next_run(machine).step, tokens=()), 0.1)
 
     assert instructions == (End(sequence_id=1, reason=FinishReason.STOP),)
+
+
+def test_scored_sequences_of_one_request_each_tell_for_themselves():
+    machine = scheduler(max_step_tokens=20, max_logit_rows=20)
+    machine.handle(submitted(1, 2, prompt=PROMPT, goal=Goal.SCORE), 0.0)
+    run = next_run(machine)
+
+    instructions = machine.handle(
+        StepCompleted(step=run.step, tokens=(), prompt_logprobs=(rows(1, 1, 6), rows(2, 1, 6))), 0.1
+    )
+
+    assert told(instructions) == [(1, 5), (1, 5)]

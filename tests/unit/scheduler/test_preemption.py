@@ -20,7 +20,7 @@ def test_last_in_order_gives_up_its_blocks_and_the_first_goes_on():
     assert lengths(second) == {1: 1}
     assert second.closed == (2,)
     assert machine.state_of(2) == "queued"
-    assert machine.num_preempted == 1
+    assert (machine.num_preempted, machine.num_waiting_tokens) == (1, 5)
 
 
 def test_preempted_sequence_computes_what_it_knew_again_and_draws_the_next_token():
@@ -83,12 +83,32 @@ def test_sequence_in_flight_is_waited_for():
     assert machine.num_preempted == 1
 
 
+def test_first_in_order_gets_the_last_block_whoever_waited_longer():
+    machine = scheduler(FifoScheduling(), num_blocks=5, block_tokens=2, prefix_cache=False)
+    machine.handle(submitted(1, prompt=(1, 2, 3)), 0.0)
+    first = next_run(machine)
+    machine.handle(submitted(2, prompt=(5, 6, 7, 8), priority=1), 0.1)
+
+    second = step(machine, first)
+    third = step(machine, second)
+
+    assert lengths(second) == {1: 1, 2: 4}
+    assert lengths(third) == {2: 1}  # Both need another block, and one is left.
+
+
 def test_owner_is_not_charged_for_what_a_preemption_repeats():
-    machine = two_that_fill_the_pool()
-    second = step(machine, next_run(machine))
+    machine = scheduler(FifoScheduling(), num_blocks=5, block_tokens=2, prefix_cache=False, max_step_tokens=3)
+    machine.handle(submitted(1, prompt=(1, 2, 3, 4), owner="a", max_tokens=6), 0.0)
+    machine.handle(submitted(2, prompt=(5, 6, 7, 8), owner="b"), 0.1)
+    run = next_run(machine)
+    while not machine.num_preempted:
+        run = step(machine, run)
     machine.handle(Cancelled(sequence_id=1), 0.0)
-    served = machine._state.owners["someone"].served_tokens
+    served = [machine._state.owners["b"].served_tokens]
 
-    step(machine, second)
+    for _ in range(2):
+        run = step(machine, run)
+        served.append(machine._state.owners["b"].served_tokens)
 
-    assert machine._state.owners["someone"].served_tokens == served + 1
+    assert lengths(run) == {2: 2}
+    assert served == [4, 4, 5]

@@ -1,7 +1,7 @@
 import pytest
 
 from teengined.core.request import Goal
-from teengined.scheduler.events import End, StepCompleted
+from teengined.scheduler.events import StepCompleted
 from tests.unit.scheduler.machine import done, ends_of, lengths, next_run, scheduler, submitted
 
 PROMPT = tuple(range(8))
@@ -110,12 +110,30 @@ def test_two_that_run_side_by_side_know_nothing_of_each_other_before_a_step_is_o
     assert second.parts[0].start_position == 0
 
 
+def test_sequence_that_found_no_blocks_begins_once_another_has_computed_what_it_needs():
+    machine = scheduler(num_blocks=9, num_microbatches=2)
+    prompt = tuple(range(20))
+    machine.handle(submitted(1, prompt=prompt), 0.0)
+    (run,) = machine.next_runs(0.0)
+    machine.handle(submitted(2, prompt=prompt), 0.0)
+    assert machine.next_runs(0.0) == ()
+
+    machine.handle(done(run), 0.0)
+
+    assert [lengths(later) for later in machine.next_runs(0.0)] == [{1: 8}, {2: 8}]
+
+
+def test_owner_is_not_charged_for_what_was_known():
+    machine = after_one_answer()
+    machine.handle(submitted(2, prompt=PROMPT, owner="another"), 1.0)
+
+    next_run(machine)
+
+    assert machine._state.owners["another"].served_tokens == 1
+
+
 def test_answer_of_a_step_that_nobody_knows_changes_nothing():
     machine = after_one_answer()
 
     assert machine.handle(StepCompleted(step=99, tokens=()), 1.0) == ()
-    assert not any(isinstance(item, End) for item in machine.handle(done_again(), 1.0))
-
-
-def done_again() -> StepCompleted:
-    return StepCompleted(step=0, tokens=())
+    assert machine.handle(StepCompleted(step=0, tokens=()), 1.0) == ()
