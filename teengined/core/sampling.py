@@ -1,6 +1,6 @@
 """How tokens are drawn: every parameter with its default resolved, and none that no sampler can honour."""
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -8,6 +8,7 @@ __all__ = ["Grammar", "GrammarKind", "SamplingParams"]
 
 MAX_TEMPERATURE = 100.0
 MAX_PENALTY = 2.0
+MIN_REPETITION = 0.01
 MAX_REPETITION = 10.0
 MAX_BIAS = 100.0
 # Alternatives of one position: what the field's APIs allow.
@@ -17,6 +18,8 @@ MAX_CHOICES = 128
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_LISTED_IDS = 1024
+# Where the vocabulary ends is known to the model alone; ids are whole numbers of 31 bits everywhere.
+MAX_TOKEN_ID = 2**31 - 1
 MAX_GRAMMAR_CHARACTERS = 64 << 10
 MAX_GRAMMAR_CHOICES = 1024
 
@@ -48,10 +51,13 @@ class Grammar:
             raise ValueError(f"a grammar has at most {MAX_GRAMMAR_CHARACTERS} characters, got {size}")
         if len(self.choices) > MAX_GRAMMAR_CHOICES:
             raise ValueError(f"a grammar has at most {MAX_GRAMMAR_CHOICES} choices, got {len(self.choices)}")
-        if bool(self.choices) != (self.kind is GrammarKind.CHOICE) or "" in self.choices:
-            raise ValueError("choices are given for the kind `choice`, and only there; none is empty")
-        if bool(self.text) != (self.kind in (GrammarKind.JSON_SCHEMA, GrammarKind.REGEX, GrammarKind.LARK)):
-            raise ValueError(f"text is {'not ' if self.text else ''}given for a grammar of kind {self.kind.value}")
+        wants_text = self.kind in (GrammarKind.JSON_SCHEMA, GrammarKind.REGEX, GrammarKind.LARK)
+        if bool(self.text) != wants_text:
+            raise ValueError(f"a grammar of kind {self.kind.value} {'needs a' if wants_text else 'takes no'} text")
+        if bool(self.choices) != (self.kind is GrammarKind.CHOICE):
+            raise ValueError(f"a grammar of kind {self.kind.value} {'takes no' if self.choices else 'needs'} choices")
+        if "" in self.choices:
+            raise ValueError(f"choices[{self.choices.index('')}] of the grammar is empty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +115,7 @@ class SamplingParams:
         _check_share("top_p", self.top_p)
         _check_range("min_p", self.min_p, 0, 1)
         _check_share("typical_p", self.typical_p)
-        _check_share("repetition_penalty", self.repetition_penalty, MAX_REPETITION)
+        _check_range("repetition_penalty", self.repetition_penalty, MIN_REPETITION, MAX_REPETITION)
         _check_range("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY)
         _check_range("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY)
         _check_range("num_choices", self.num_choices, 1, MAX_CHOICES)
@@ -127,24 +133,42 @@ class SamplingParams:
     @property
     def uses_history(self) -> bool:
         """Whether the tokens so far change the next one's logits."""
-        penalised = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
-        return penalised or self.grammar is not None
+        return self.has_penalties or self.grammar is not None
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether tokens that were seen get other logits."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
 
     def _check_tables(self) -> None:
-        for name, bias in self.logit_bias:
-            _check_range(f"logit_bias[{name}]", bias, -MAX_BIAS, MAX_BIAS)
-        for name in ("logit_bias", "allowed_token_ids", "banned_token_ids", "stop_token_ids"):
-            if len(getattr(self, name)) > MAX_LISTED_IDS:
-                raise ValueError(f"{name} has at most {MAX_LISTED_IDS} entries, got {len(getattr(self, name))}")
-        if len(self.stop) > MAX_STOPS or any(not 0 < len(text) <= MAX_STOP_CHARACTERS for text in self.stop):
-            raise ValueError(f"stop has at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS} characters each")
+        _check_length("logit_bias", self.logit_bias, MAX_LISTED_IDS)
+        for token_id, bias in self.logit_bias:
+            _check_range("token ids of logit_bias", token_id, 0, MAX_TOKEN_ID)
+            _check_range(f"logit_bias of token {token_id}", bias, -MAX_BIAS, MAX_BIAS)
+        _check_ids("allowed_token_ids", self.allowed_token_ids)
+        _check_ids("banned_token_ids", self.banned_token_ids)
+        _check_ids("stop_token_ids", self.stop_token_ids)
+        _check_length("stop", self.stop, MAX_STOPS)
+        for index, text in enumerate(self.stop):
+            _check_range(f"length of stop[{index}]", len(text), 1, MAX_STOP_CHARACTERS)
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
-        raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value}")
+    if not low <= value <= high:  # NaN is neither
+        raise ValueError(f"{name} must be between {low:.10g} and {high:.10g}, got {value}")
 
 
-def _check_share(name: str, value: float, high: float = 1.0) -> None:
-    if not (math.isfinite(value) and 0 < value <= high):
-        raise ValueError(f"{name} must be above 0 and at most {high:g}, got {value}")
+def _check_share(name: str, value: float) -> None:
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} must be above 0 and at most 1, got {value}")
+
+
+def _check_length(name: str, entries: Sequence[object], most: int) -> None:
+    if len(entries) > most:
+        raise ValueError(f"{name} must have at most {most} entries, got {len(entries)}")
+
+
+def _check_ids(name: str, token_ids: Sequence[int]) -> None:
+    _check_length(name, token_ids, MAX_LISTED_IDS)
+    for index, token_id in enumerate(token_ids):
+        _check_range(f"{name}[{index}]", token_id, 0, MAX_TOKEN_ID)

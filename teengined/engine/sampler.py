@@ -1,39 +1,144 @@
-"""Draws tokens. Stateless: a draw depends on seed, choice and position alone, whatever runs beside it.
+"""Draws the next token of each sequence from its logits, and keeps what a draw must know of the tokens before it.
 
-Counter-based randomness is Philox (Salmon and others, "Parallel random numbers: as easy as 1, 2, 3", 2011), as numpy
-implements it: the same counter gives the same number on every machine, and there is no generator state to save.
+Order of application in a row, as in `SamplingParams`: repetition, presence and frequency penalties; logit bias; allowed
+and banned ids; end-of-sequence and stop ids before `min_tokens`; the grammar's mask; temperature; then top-k, top-p,
+min-p and typical set, each on the probabilities that the one before it left; then one draw in the order of ids. Of
+equal logits or probabilities the lower id comes first. Log-probabilities are those of the raw logits.
+
+Rows are drawn one by one, each from nothing but its own logits, its sequence's tokens, and its counter: a result does
+not depend on what else is in the batch, nor on how large it is.
+
+Shapes: W = rows, V = vocabulary.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from teengined.core.errors import InternalError
+from teengined.core.errors import NumericalFault, RequestError, TeengineError
+from teengined.engine.draws import pick, uniform
+from teengined.engine.filters import filtered
+from teengined.engine.grammar_masks import GrammarMasks
+from teengined.engine.logprobs import token_logprobs
+from teengined.engine.sequence_draws import SequenceDraws
+from teengined.protocol.worker_messages import PromptLogprobs, SampledToken, SequenceOpen
 
-__all__ = ["sample", "uniform"]
+__all__ = ["SampleRow", "Sampler"]
+
+Logits = npt.NDArray[np.float32]
+
+_FAULTY_LOGITS = "the model's logits at position {} are not numbers, or infinite"
+# Below it a float32 has no inverse; so cold a temperature is greedy.
+_MIN_TEMPERATURE = float(np.finfo(np.float32).tiny)
 
 
-def uniform(*, seed: int, choice: int, position: int, draw: int = 0) -> float:
-    """Return the number in [0, 1) for one draw: 53 bits of Philox with the seed as key."""
-    generator = np.random.Philox(key=seed, counter=np.array([draw, position, choice, 0], dtype=np.uint64))
-    return (int(generator.random_raw()) >> 11) * 2.0**-53
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """A token to be drawn."""
+
+    sequence_id: int
+    position: int
+    """Of the token to be drawn: the number of tokens before it."""
 
 
-def sample(logits_V: torch.Tensor, *, temperature: float, top_p: float, draw: float) -> int:
-    """Return the token drawn from `logits` (V,) in fp32; the largest logit where `temperature` is 0.
+class Sampler:
+    """Draws for the open sequences of a stage, on the stage's one thread."""
 
-    Top-p keeps the smallest set of most probable tokens whose probabilities reach `top_p`, ties by lower id.
+    def __init__(self, *, vocab_size: int, package_dir: Path) -> None:
+        """Grammars need the package's tokenizer; it is read with the first of them."""
+        self._vocab_size = vocab_size
+        self._masks = GrammarMasks(vocab_size=vocab_size, package_dir=package_dir)
+        self._sequences: dict[int, SequenceDraws] = {}
 
-    Raises:
-        InternalError: a logit is not a number.
-    """
-    if bool(torch.isnan(logits_V).any()):
-        raise InternalError("the model produced logits that are not numbers")
-    if temperature == 0:
-        return int(torch.argmax(logits_V))
-    probabilities, ids = torch.softmax(logits_V.double() / temperature, dim=-1).sort(descending=True, stable=True)
-    cumulative = probabilities.cumsum(0)
-    num_kept = int(torch.searchsorted(cumulative, torch.tensor(top_p, dtype=torch.float64)).item()) + 1
-    num_kept = min(num_kept, ids.numel())
-    target = draw * cumulative[num_kept - 1]
-    index = int(torch.searchsorted(cumulative[:num_kept].contiguous(), target, right=True).item())
-    return int(ids[min(index, num_kept - 1)])
+    def open(self, opened: SequenceOpen) -> None:
+        """Begin a sequence, or take it up again after a preemption. What is wrong with it is told when it draws."""
+        self._sequences[opened.sequence_id] = SequenceDraws(opened, self._vocab_size, self._masks)
+
+    def close(self, sequence_id: int) -> None:
+        """Forget a sequence; an id that is not open is one that never reached this stage."""
+        sequence = self._sequences.pop(sequence_id, None)
+        if sequence is not None:
+            sequence.close()
+
+    def sample(self, rows: Sequence[SampleRow], logits_WV: torch.Tensor) -> tuple[SampledToken, ...]:
+        """Return the token of each row, or its fault, in the order of rows, and fold each into its sequence.
+
+        `logits_WV` is fp32 on the CPU, one row for each of `rows`. Faults are `numerical_fault` (a logit is NaN or
+        +inf, or all are -inf), `invalid_request` (what the request asks for leaves no token), or what kept a grammar
+        from being followed; they concern their row alone.
+        """
+        logits = logits_WV.detach().contiguous().numpy()
+        return tuple(self._sample(row, logits_V) for row, logits_V in zip(rows, logits, strict=True))
+
+    def prompt_logprobs(
+        self, sequence_id: int, start_position: int, token_ids: Sequence[int], logits_WV: torch.Tensor
+    ) -> PromptLogprobs:
+        """Return those of consecutive prompt tokens, the first at `start_position`.
+
+        Row i of `logits_WV` (fp32, CPU) is the one that predicts `token_ids[i]`: the output at the position before.
+
+        Raises:
+            NumericalFault: a row has no log-probabilities; it is this sequence's fault alone.
+        """
+        num_top = self._sequences[sequence_id].params.prompt_logprobs or 0
+        logits = logits_WV.detach().contiguous().numpy()
+        for offset, logits_V in enumerate(logits):
+            if not np.isfinite(logits_V.max()):
+                raise NumericalFault(_FAULTY_LOGITS.format(start_position + offset))
+        return PromptLogprobs(
+            sequence_id=sequence_id,
+            start_position=start_position,
+            logprobs=tuple(
+                token_logprobs(logits_V, token_id, num_top)
+                for token_id, logits_V in zip(token_ids, logits, strict=True)
+            ),
+        )
+
+    def shutdown(self) -> None:
+        """Forget all sequences and end the threads. Safe to call twice."""
+        for sequence_id in tuple(self._sequences):
+            self.close(sequence_id)
+        self._masks.shutdown()
+
+    def _sample(self, row: SampleRow, raw_V: Logits) -> SampledToken:
+        sequence = self._sequences[row.sequence_id]
+        try:
+            token_id = self._draw(sequence, row.position, raw_V)
+        except TeengineError as error:
+            message = f"{error.message}; {error.hint}" if error.hint else error.message
+            return SampledToken(sequence_id=row.sequence_id, token_id=-1, fault=error.code, message=message)
+        sequence.fold(token_id)
+        num_top = sequence.params.logprobs
+        logprobs = None if num_top is None else token_logprobs(raw_V, token_id, num_top)
+        return SampledToken(sequence_id=row.sequence_id, token_id=token_id, logprobs=logprobs)
+
+    def _draw(self, sequence: SequenceDraws, position: int, raw_V: Logits) -> int:
+        if not np.isfinite(raw_V[raw_V.argmax()]):  # the first NaN, if there is one
+            raise NumericalFault(_FAULTY_LOGITS.format(position))
+        logits_V = sequence.adjusted(position, raw_V)
+        best = int(logits_V.argmax())
+        largest = logits_V[best]
+        if largest == np.inf:
+            raise NumericalFault(f"penalties make a logit at position {position} infinite")
+        if largest == -np.inf:
+            raise RequestError(
+                f"no token may be drawn at position {position}",
+                hint="allowed and banned ids, min_tokens and the grammar together leave none",
+            )
+        if sequence.params.greedy:
+            return best
+        weights_V = _weights(logits_V, float(largest), sequence.params.temperature)
+        share = uniform(seed=sequence.params.seed, choice=sequence.choice, position=position)
+        return pick(filtered(weights_V, sequence.params), share)
+
+
+def _weights(logits_V: Logits, largest: float, temperature: float) -> Logits:
+    """Return probabilities up to a factor: the largest is 1."""
+    with np.errstate(over="ignore"):  # far below the largest: weight 0
+        weights_V = logits_V - np.float32(largest)
+        weights_V /= np.float32(max(temperature, _MIN_TEMPERATURE))
+    return np.exp(weights_V, out=weights_V)
