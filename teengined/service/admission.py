@@ -1,13 +1,12 @@
-"""What is asked of a request before any work is done for it. Pure, but for the grammar's check."""
+"""What is asked of a request before any work is done for it. Pure."""
 
 import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from teengined.core.errors import ContextTooLong, RequestError
-from teengined.core.sampling import Grammar, SamplingParams
+from teengined.core.sampling import SamplingParams
 from teengined.protocol.messages import Embed, Generate, Score
 
 __all__ = [
@@ -15,7 +14,6 @@ __all__ = [
     "cache_salt_of",
     "check_embed",
     "check_generate",
-    "check_grammar",
     "check_prompt",
     "check_score",
     "owner_of",
@@ -141,18 +139,6 @@ def check_prompt(prompt: tuple[int, ...], max_tokens: int, limits: ModelLimits) 
     if not 0 <= min(prompt) <= max(prompt) < limits.vocab_size:
         raise RequestError(
             f"token ids must be between 0 and {limits.vocab_size - 1}, got {min(prompt)} to {max(prompt)}"
-        )
-
-
-async def check_grammar(grammar: Grammar | None, package_dir: Path) -> None:
-    """Refuse a grammar that no answer could be held to: invalid, too deep, or too costly.
-
-    The call site of `teengined.service.grammar_check`, which tries it with the package's tokenizer, within bounds.
-    """
-    if grammar is not None:
-        raise RequestError(
-            f"{package_dir.name} cannot hold an answer to a grammar of kind {grammar.kind.value}",
-            hint="send the request without it",
         )
 
 

@@ -14,7 +14,7 @@ import pytest
 from teengined.client import AnswerEvent, AsyncClient, Client
 from teengined.core.errors import Conflict, ContextTooLong, NumericalFault, RequestError, UnknownModel, UnknownRequest
 from teengined.core.request import ChatMessage, FinishReason
-from teengined.core.sampling import SamplingParams
+from teengined.core.sampling import Grammar, GrammarKind, SamplingParams
 from teengined.protocol.messages import Accepted, Finished, Generate, TokenChunk
 from tests.fakes.byte_package import EOS
 from tests.fakes.fake_worker import FAULT
@@ -266,6 +266,25 @@ def test_text_that_is_no_unicode_never_leaves_the_client(client: Client):
 def test_more_choices_than_allowed_are_refused(client: Client):
     with pytest.raises(RequestError, match="the limit is 16"):
         list(client.generate(ask("abc", num_choices=17)))
+
+
+@pytest.mark.parametrize(
+    ("grammar", "told"),
+    [
+        (Grammar(kind=GrammarKind.REGEX, text="a("), "regex"),
+        (Grammar(kind=GrammarKind.JSON_SCHEMA, text='{"type": '), "JSON"),
+        (Grammar(kind=GrammarKind.LARK, text="nonsense"), "lark"),
+    ],
+)
+def test_grammar_that_cannot_be_followed_is_refused_before_anything_runs(client: Client, grammar: Grammar, told: str):
+    with pytest.raises(RequestError, match=f"(?i){told}"):
+        list(client.generate(ask("abc", grammar=grammar)))
+
+
+def test_grammar_that_can_be_followed_is_admitted(client: Client):
+    grammar = Grammar(kind=GrammarKind.CHOICE, choices=("abc", "xyz"))
+
+    assert text_of(list(client.generate(ask("abc", max_tokens=3, grammar=grammar)))) == "abc"
 
 
 def test_cancel_of_what_is_over_is_told(client: Client):
