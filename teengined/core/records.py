@@ -36,8 +36,11 @@ class RecordError(ValueError):
 
 def to_mapping(value: Any) -> Any:
     """Return `value` with every dataclass as a dict, tuple as a list and enum as its value; `None` fields stay."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_mapping(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    kind = typing.cast("type[Any]", type(value))
+    if kind in _PLAIN:  # Most values by far, on the way of every token.
+        return value
+    if (names := _names(kind)) is not None:
+        return {name: to_mapping(getattr(value, name)) for name in names}
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, Mapping):
@@ -47,6 +50,12 @@ def to_mapping(value: Any) -> Any:
         # A prompt may have a million tokens, and whoever encodes them serves others too.
         return list(items) if _PLAIN.issuperset(map(type, items)) else [to_mapping(item) for item in items]
     return value
+
+
+@functools.cache
+def _names(kind: type[Any]) -> tuple[str, ...] | None:
+    """Return the fields of a dataclass; None for any other type."""
+    return tuple(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
 
 
 def from_mapping(record: type[T], value: Any, path: str = "") -> T:
@@ -60,10 +69,11 @@ def from_mapping(record: type[T], value: Any, path: str = "") -> T:
     table = typing.cast("Mapping[Any, Any]", value)
     hints = _hints(record)
     _refuse_unknown_keys(table, hints, path)
-    arguments = {
-        key: _convert(hints[key], item, f"{path}.{key}" if path else key)
-        for key, item in typing.cast("Mapping[str, Any]", table).items()
-    }
+    arguments: dict[str, Any] = {}
+    for key, item in typing.cast("Mapping[str, Any]", table).items():
+        hint = hints[key]
+        as_it_is = type(item) is hint and hint in _PLAIN
+        arguments[key] = item if as_it_is else _convert(hint, item, f"{path}.{key}" if path else key)
     missing = [field for field in _required(record) if field not in arguments]
     if missing:
         raise RecordError(path, f"missing {', '.join(missing)}")

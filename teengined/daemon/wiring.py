@@ -22,6 +22,7 @@ from teengined.service.config import LoadedConfig
 from teengined.service.context import ServiceContext
 from teengined.service.deployments import DeploymentSet
 from teengined.service.devices import describe_devices, resolve_devices
+from teengined.service.grammar_check import GrammarChecker
 from teengined.service.handlers.table import handler_table
 from teengined.service.planning import Planner
 from teengined.service.profiles import ProfileStore
@@ -62,6 +63,7 @@ class Daemon:
         await self.context.deployments.abandon()
         await asyncio.sleep(0)  # Calls that just failed answer their clients.
         await self.server.close()
+        await self.context.grammars.close()
         await self.context.pool.close(now=now)
         self._socket.close()
         self._zmq.term()
@@ -137,6 +139,7 @@ def _service(
         planner=planner,
         pool=pool,
         deployments=deployments,
+        grammars=GrammarChecker(),
         request_drain=request_drain,
     )
 

@@ -1,4 +1,4 @@
-"""What is asked of a request before any work is done for it. Pure, but for the grammar's check."""
+"""What is asked of a request before any work is done for it. Pure."""
 
 import hashlib
 import math
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from teengined.core.errors import ContextTooLong, RequestError
-from teengined.core.sampling import Grammar, SamplingParams
+from teengined.core.sampling import SamplingParams
 from teengined.protocol.messages import Embed, Generate, Score
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "cache_salt_of",
     "check_embed",
     "check_generate",
-    "check_grammar",
     "check_prompt",
     "check_score",
     "owner_of",
@@ -141,15 +140,6 @@ def check_prompt(prompt: tuple[int, ...], max_tokens: int, limits: ModelLimits) 
         raise RequestError(
             f"token ids must be between 0 and {limits.vocab_size - 1}, got {min(prompt)} to {max(prompt)}"
         )
-
-
-async def check_grammar(grammar: Grammar | None) -> None:
-    """Refuse a grammar that no answer could be held to: invalid, too deep, or too costly.
-
-    The call site of `teengined.service.grammar_check`: it compiles the grammar off the loop, within bounds.
-    """
-    if grammar is not None:
-        raise RequestError(f"grammars of kind {grammar.kind.value} are not enforced yet", hint="send it without one")
 
 
 def check_score(message: Score) -> None:

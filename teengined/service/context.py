@@ -9,6 +9,7 @@ from teengined.interfaces.registry import PluginRegistry
 from teengined.modelpack.store import PackageStore
 from teengined.service.config import LoadedConfig
 from teengined.service.deployments import DeploymentSet
+from teengined.service.grammar_check import GrammarChecker
 from teengined.service.planning import Planner
 from teengined.service.profiles import ProfileStore
 from teengined.service.workers import WorkerPool
@@ -32,5 +33,6 @@ class ServiceContext:
     planner: Planner
     pool: WorkerPool
     deployments: DeploymentSet
+    grammars: GrammarChecker
     request_drain: Callable[[], None]
     """Begin to shut down as SIGTERM does."""

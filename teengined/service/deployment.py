@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from teengined.core.errors import (
@@ -53,6 +54,7 @@ class LoadedModel:
     name: str
     package: str
     """Name in the store."""
+    package_dir: Path
     manifest: ModelManifest
     stages: StageSet
     text: TextCodec

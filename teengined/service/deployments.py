@@ -208,6 +208,7 @@ class DeploymentSet:
             id=deployment_id,
             name=name,
             package=request.plan.model,
+            package_dir=package_dir,
             manifest=planned.manifest,
             stages=StageSet(deployment_id, plan, options, self.pool),
             text=text,

@@ -7,13 +7,14 @@ letter.
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from teengined.client import AnswerEvent, AsyncClient, Client
 from teengined.core.errors import Conflict, ContextTooLong, NumericalFault, RequestError, UnknownModel, UnknownRequest
-from teengined.core.request import FinishReason
-from teengined.core.sampling import SamplingParams
+from teengined.core.request import ChatMessage, FinishReason
+from teengined.core.sampling import Grammar, GrammarKind, SamplingParams
 from teengined.protocol.messages import Accepted, Finished, Generate, TokenChunk
 from tests.fakes.byte_package import EOS
 from tests.fakes.fake_worker import FAULT
@@ -267,8 +268,51 @@ def test_more_choices_than_allowed_are_refused(client: Client):
         list(client.generate(ask("abc", num_choices=17)))
 
 
+@pytest.mark.parametrize(
+    ("grammar", "told"),
+    [
+        (Grammar(kind=GrammarKind.REGEX, text="a("), "regex"),
+        (Grammar(kind=GrammarKind.JSON_SCHEMA, text='{"type": '), "JSON"),
+        (Grammar(kind=GrammarKind.LARK, text="nonsense"), "lark"),
+    ],
+)
+def test_grammar_that_cannot_be_followed_is_refused_before_anything_runs(client: Client, grammar: Grammar, told: str):
+    with pytest.raises(RequestError, match=f"(?i){told}"):
+        list(client.generate(ask("abc", grammar=grammar)))
+
+
+def test_grammar_that_can_be_followed_is_admitted(client: Client):
+    grammar = Grammar(kind=GrammarKind.CHOICE, choices=("abc", "xyz"))
+
+    assert text_of(list(client.generate(ask("abc", max_tokens=3, grammar=grammar)))) == "abc"
+
+
 def test_cancel_of_what_is_over_is_told(client: Client):
     events = list(client.generate(ask("abc")))
 
     with pytest.raises(UnknownRequest, match="is under way"):
         client.cancel(finished(events).request_id)
+
+
+def test_reasoning_and_calls_of_tools_are_told_apart_where_the_model_has_a_format():
+    said = '<think>hm</think>ok<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
+    request = Generate(
+        model="bytes",
+        messages=(ChatMessage(role="user", content=said),),
+        sampling=SamplingParams(max_tokens=len(said)),
+        tools=('{"type": "function", "function": {"name": "f"}}',),
+        parse=True,
+    )
+    with RunningDaemon() as running, running.client() as client:
+        template = next(running.directory.glob("store/*")) / "chat_template.jinja"
+        template.write_text("{# <tool_call> #}{{ messages[0].content }}")
+        running.load(client)
+
+        chunks = chunks_of(list(client.generate(request)))
+        plain = text_of(list(client.generate(replace(request, parse=False))))
+
+    assert "".join(chunk.reasoning for chunk in chunks) == "hm"
+    assert "".join(chunk.text for chunk in chunks) == "ok"
+    (call,) = [call for chunk in chunks for call in chunk.tool_calls]
+    assert (call.name, call.arguments) == ("f", '{"a": 1}')
+    assert plain == said

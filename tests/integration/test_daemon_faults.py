@@ -117,6 +117,28 @@ def test_killed_worker_fails_its_answers_at_once_and_comes_back(client: Client, 
     assert pids(client)[device] != before[device]
 
 
+def test_killed_worker_takes_its_own_answers_only():
+    with RunningDaemon(worker_arguments=', "--step-seconds", "0.005"') as running, running.client() as client:
+        running.load(client, name="left", device_ids=("cpu:0",))
+        running.load(client, name="right", device_ids=("cpu:1",))
+        by_id = {device.spec.id: device.worker_pid for device in client.status().devices}
+        requests = [
+            Generate(model=name, prompt="abc", sampling=SamplingParams(max_tokens=300)) for name in ("left", "right")
+        ]
+        waiting = [client.generate(requests[0]) for _ in range(5)]
+        going_on = client.generate(requests[1])
+        for events in (*waiting, going_on):
+            next(events)
+
+        os.kill(by_id["cpu:0"] or 0, signal.SIGKILL)
+
+        for events in waiting:
+            with pytest.raises(WorkerLost, match="SIGKILL") as caught:
+                list(events)
+            assert caught.value.retryable
+        assert "".join(event.text for event in going_on if isinstance(event, TokenChunk)) == "abc" * 100
+
+
 def test_worker_that_dies_in_a_step_is_replaced(client: Client):
     with pytest.raises(WorkerLost):
         answer(client, chr(DIE) + "bc")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from teengined.core.request import FinishReason
 from teengined.protocol import messages as wire
-from teengined.service.admission import cache_salt_of, check_generate, check_grammar, check_prompt, timeout_of
+from teengined.service.admission import cache_salt_of, check_generate, check_prompt, timeout_of
 from teengined.service.chunk_stream import ChunkStream
 from teengined.service.context import ServiceContext
 from teengined.service.prompts import Prompt
@@ -32,9 +32,10 @@ class Generations:
         check_generate(message, limits)
         ends_seconds = time.monotonic() + timeout_of(message.timeout_seconds, limits)
         with self._requests.name(call.owner, message.client_id):
-            await check_grammar(message.sampling.grammar)
             prompt = await model.prompts.read(message)
             check_prompt(prompt.token_ids, message.sampling.max_tokens, limits)
+            if message.sampling.grammar is not None:
+                await context.grammars.check(message.sampling.grammar, model.package_dir)
             stream = _stream(context, call, message)
             submission = replace(
                 _submission(call, message, prompt, stream),
