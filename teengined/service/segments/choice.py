@@ -33,6 +33,8 @@ _IN_VOCABULARY = (
     ("llama", "<|python_tag|>"),
 )
 _BY_ARCHITECTURE: Mapping[str, str] = MappingProxyType({"gpt_oss": "harmony", "deepseek_v3": "deepseek"})
+# Markers of a few dozen characters, and white space after them.
+_TAIL_CHARACTERS = 200
 
 
 def parser_for(template: str | None, special_tokens: Collection[str], architecture: str) -> str | None:
@@ -52,9 +54,10 @@ def open_fold(name: str | None, request_id: str, prompt_tail: str) -> SegmentFol
     """Return a fresh fold for one answer.
 
     `name` is what `parser_for` said; None takes everything as text. `request_id` (with the choice, where there are
-    several) makes the ids of the calls. `prompt_tail` is the rendered prompt, or its last 100 characters: an answer may
+    several) makes the ids of the calls. `prompt_tail` is the rendered prompt, or its last 200 characters: an answer may
     begin inside reasoning that the prompt opened.
     """
+    prompt_tail = prompt_tail[-_TAIL_CHARACTERS:]
     match name:
         case "hermes":
             return HermesFold(request_id, prompt_tail)

@@ -69,13 +69,12 @@ class DeepseekFold(ThinkingFold):
 
     def _after_json(self, text: str, start: int, is_last: bool) -> int:
         """Take what ends a call, as far as it comes, one word after the other."""
-        if not self._ends:
-            self._state = self._after_call
-            return start
         end = follows(self._ends[0], text, start, is_last=is_last)
         if end is None:
             return start
         self._ends = self._ends[1:] if end > start else ()
+        if not self._ends:
+            self._state = self._after_call
         return end
 
     def _after_call(self, text: str, start: int, is_last: bool) -> int:

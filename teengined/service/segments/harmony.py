@@ -19,8 +19,14 @@ _OPENINGS = Markers(_START, _CHANNEL)
 _CLOSINGS = Markers(_START, _CHANNEL, *_ENDS)
 _HEAD = re.compile(r"[^<]*(?:<\|(?:channel|constrain)\|>[^<]*)*<\|message\|>")
 _MAX_HEAD_CHARACTERS = 512
-_CHANNEL_NAME = re.compile(r"<\|channel\|>\s*(\w+)")
-_RECIPIENT = re.compile(r"\bto=([^\s<]+)")
+_TO = r"(?:\s{1,4}to=([^\s<]+))?"
+# A role, a channel, a recipient in either place, and the type of the content. Anything else is no header. White space
+# is counted, or a header full of it could be divided in more ways than anyone can try.
+_HEADER = re.compile(
+    rf"(?:<\|start\|>\s{{0,4}}[\w.\-]*)?{_TO}"
+    rf"(?:<\|channel\|>\s{{0,4}}(\w+){_TO}(?:\s{{1,4}}\w{{1,32}})?)?"
+    r"\s{0,4}(?:<\|constrain\|>\s{0,4}\w{1,32})?\s{0,4}<\|message\|>"
+)
 _OPEN_PROMPT = re.compile(r"<\|start\|>assistant(?:<\|channel\|>[^<]*<\|message\|>)?\s*\Z")
 _FUNCTIONS = "functions."
 # A message to the model itself: what it imagines that a tool answered.
@@ -37,9 +43,10 @@ class HarmonyFold(SegmentFold):
         super().__init__(request_id)
         self._body: Callable[[str], None] = self._say
         opened = _OPEN_PROMPT.search(prompt_tail)
-        if opened is not None and _MESSAGE in opened.group():
-            self._begin_message(opened.group())
-        elif opened is not None:
+        header = _HEADER.fullmatch(opened.group().strip()) if opened else None
+        if header:
+            self._begin_message(header)
+        elif opened:
             self._state = self._first_header
 
     def _outside(self, text: str, start: int, is_last: bool) -> int:
@@ -58,23 +65,23 @@ class HarmonyFold(SegmentFold):
     def _header(self, text: str, start: int, is_last: bool) -> int:
         limit = start + _MAX_HEAD_CHARACTERS
         head = _HEAD.match(text, start, limit)
-        if head is not None:
-            self._begin_message(self._lead + head.group())
+        header = _HEADER.fullmatch(self._lead + head.group()) if head else None
+        if head and header:
+            self._begin_message(header)
             return head.end()
-        if is_last or len(text) >= limit:
+        if head or is_last or len(text) >= limit:
             self._give_up(self._lead)
         return start
 
-    def _begin_message(self, header: str) -> None:
+    def _begin_message(self, header: re.Match[str]) -> None:
         self._lead, self._state = "", self._message
-        channel, recipient = _CHANNEL_NAME.search(header), _RECIPIENT.search(header)
-        if recipient is not None and recipient.group(1) != _OURSELVES:
-            self._begin_call(recipient.group(1).removeprefix(_FUNCTIONS))
+        before, channel, after = header.groups()
+        recipient = after or before
+        if recipient and recipient != _OURSELVES:
+            self._begin_call(recipient.removeprefix(_FUNCTIONS))
             self._body = self._add_arguments
-        elif channel is not None and channel.group(1) == "analysis":
-            self._body = self._think
         else:
-            self._body = self._say
+            self._body = self._think if channel == "analysis" else self._say
 
     def _message(self, text: str, start: int, is_last: bool) -> int:
         marker, end = self._up_to(_CLOSINGS, self._body, text, (start, is_last))

@@ -44,6 +44,7 @@ def fold(segments: SegmentFold, pieces: Iterable[str]) -> Folded:
                 assert call.arguments
                 assert call.index == len(calls) - 1
                 calls[-1][1] += call.arguments
+    assert segments._rest == "", "nothing may wait after the end"
     return Folded(text, reasoning, tuple((name, arguments) for name, arguments in calls))
 
 

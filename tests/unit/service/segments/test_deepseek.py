@@ -49,3 +49,9 @@ def test_a_call_may_lack_its_outer_markers():
 )
 def test_what_is_no_call_is_text_to_the_last_character(answer: str):
     assert folded("deepseek", answer) == Folded(answer)
+
+
+def test_text_right_after_the_arguments_stays():
+    answer = BARE.removesuffix("<｜tool▁call▁end｜>") + "done"
+
+    assert folded("deepseek", answer) == Folded("done", "", (TOLD,))

@@ -65,6 +65,8 @@ def test_what_a_tool_is_imagined_to_answer_is_text():
         "<|channel|>final and nothing more",
         "<|channel|>",
         "<|channel|>" + "x" * 600,
+        "<|start|> no header <|message|>text",
+        "<|channel|>final, and more<|message|>text",
         "<|end|>",
         "<|chan",
     ],
@@ -72,3 +74,14 @@ def test_what_a_tool_is_imagined_to_answer_is_text():
 @pytest.mark.parametrize("prompt", [PROMPT, ""])
 def test_what_is_no_message_is_text_to_the_last_character(answer: str, prompt: str):
     assert folded("harmony", answer, prompt) == Folded(answer)
+
+
+def test_a_message_without_a_channel_is_for_the_user():
+    assert folded("harmony", "<|message|>text", PROMPT) == Folded("text")
+    assert folded("harmony", "<|message|>text") == Folded("<|message|>text")
+
+
+def test_a_header_full_of_spaces_is_soon_found_to_be_none():
+    answer = ("<|start|>" + " " * 480 + "!<|message|>") * 20
+
+    assert folded("harmony", answer) == Folded(answer)
