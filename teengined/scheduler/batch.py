@@ -34,11 +34,15 @@ class Composition:
             PluginError: the policy broke its contract; nothing can be composed any more.
         """
         self._add_decodes()
+        num_decoding = len(self._parts)
+        self._num_tokens_left = min(self._num_tokens_left, self._state.pacer.num_prompt_tokens(num_decoding))
         self._add_prompts()
         if not self._parts:
             return None
         self._state.cache.settle()
         self._state.in_flight[step] = tuple(self._flights)
+        num_prompt_tokens = sum(len(part.token_ids) for part in self._parts[num_decoding:])
+        self._state.loads[step] = (num_decoding, num_prompt_tokens)
         closed = tuple(self._state.closed)
         self._state.closed.clear()
         return Run(

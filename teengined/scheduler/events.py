@@ -76,6 +76,8 @@ class StepCompleted:
     tokens: tuple[SampledToken, ...]
     prompt_logprobs: tuple[PromptLogprobs, ...] = ()
     vectors: tuple[PooledVector, ...] = ()
+    seconds: float = 0.0
+    """How long its slowest stage worked on it; 0: nobody knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """The bounds of one deployment's scheduler."""
 
+import math
 from dataclasses import dataclass, fields
 
 __all__ = ["SchedulerLimits"]
@@ -34,14 +35,19 @@ class SchedulerLimits:
     """Steps in flight at most: as many as there are stages keep all of them at work."""
     prefix_cache: bool = True
     """Keep full blocks when their sequences are gone, for others that begin alike."""
+    prompt_stretch: float = 0.0
+    """How many times longer than without prompts a step may take in which others decode: what a long prompt may do to
+    answers that are being read. 0: prompts fill the step."""
     max_idle_owners: int = 1024
     """Owners without requests whose share is remembered; one that is forgotten begins like a new one."""
 
     def __post_init__(self) -> None:
         """Refuse bounds under which nothing could run."""
-        may_be_zero = ("max_waiting", "max_owner_waiting", "max_idle_owners", "prefix_cache")
+        may_be_zero = ("max_waiting", "max_owner_waiting", "max_idle_owners", "prefix_cache", "prompt_stretch")
         for name in (field.name for field in fields(self) if field.name not in may_be_zero):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if min(self.max_waiting, self.max_owner_waiting, self.max_idle_owners) < 0:
             raise ValueError("max_waiting, max_owner_waiting and max_idle_owners must not be negative")
+        if not (self.prompt_stretch == 0 or 1 < self.prompt_stretch < math.inf):
+            raise ValueError(f"prompt_stretch must be 0 or above 1, got {self.prompt_stretch}")

@@ -136,6 +136,7 @@ class Scheduler:
             case StepCompleted():
                 return self._complete(event)
             case StepFailed():
+                self._state.loads.pop(event.step, None)
                 flights = self._state.in_flight.pop(event.step, ())
                 return self._end(self._live(flight.sequence.id for flight in flights), error=event.error)
             case PipelineLost():
@@ -189,6 +190,8 @@ class Scheduler:
 
     def _complete(self, event: StepCompleted) -> tuple[Instruction, ...]:
         flights = self._state.in_flight.pop(event.step, ())  # None for an answer of stages that were lost since.
+        num_decoding, num_prompt_tokens = self._state.loads.pop(event.step, (0, 0))
+        self._state.pacer.learn(num_decoding, num_prompt_tokens, event.seconds)
         completion = Completion(self._state, event)
         instructions: list[Instruction] = []
         for flight in flights:

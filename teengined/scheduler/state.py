@@ -12,6 +12,7 @@ from teengined.kvcache.kv_cache import KVCache, Prefix
 from teengined.scheduler.drain_rate import DrainRate
 from teengined.scheduler.fairness import Owners
 from teengined.scheduler.limits import SchedulerLimits
+from teengined.scheduler.pacing import Pacer
 from teengined.scheduler.sequence import Sequence
 
 __all__ = ["Flight", "State"]
@@ -46,6 +47,9 @@ class State:
         """Running and available, with more."""
         self.in_flight: dict[int, tuple[Flight, ...]] = {}
         """By step."""
+        self.pacer = Pacer(max_tokens=limits.max_step_tokens, stretch=limits.prompt_stretch)
+        self.loads: dict[int, tuple[int, int]] = {}
+        """By step in flight: its decoding sequences and its prompt tokens."""
         self.closed: list[int] = []
         """Sequences that the stages have yet to forget."""
         self.num_waiting_tokens = 0
@@ -137,5 +141,6 @@ class State:
     def lose_stages(self) -> None:
         """Forget steps in flight and all KV. For when no sequence is left."""
         self.in_flight.clear()
+        self.loads.clear()
         self.closed.clear()
         self.cache.reset()

@@ -248,6 +248,7 @@ def _scheduler_limits(config: Config, plan: Plan, planning: PlanningInput) -> Sc
         block_tokens=planning.block_tokens,
         num_microbatches=1 if streams else len(plan.stages),
         prefix_cache=config.batching.prefix_cache,
+        prompt_stretch=config.batching.prompt_stretch,
     )
 
 

@@ -36,6 +36,7 @@ class FinishedStep:
             tokens=self.last.tokens,
             prompt_logprobs=self.last.prompt_logprobs,
             vectors=self.last.vectors,
+            seconds=max(part.seconds for part in self.parts),
         )
 
 

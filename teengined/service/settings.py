@@ -136,6 +136,12 @@ class BatchingSettings:
     max_stream_buffer: int = setting(
         256 * KIB, "bytes", "Of one answer whose reader is slow: about 60,000 tokens of text.", minimum=KIB
     )
+    prompt_stretch: float = setting(
+        2.5,
+        "times",
+        "Longest step beside a long prompt, against one that only decodes: who reads should hardly notice. 0: fill it.",
+        minimum=0,
+    )
     prefix_cache: bool = setting(
         True, "flag", "Prompts of one user that begin alike are computed once; costs only KV that is free."
     )

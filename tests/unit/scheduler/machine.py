@@ -58,9 +58,9 @@ def submitted(*sequence_ids: int, prompt: tuple[int, ...] = (1, 2, 3), **more) -
     )
 
 
-def done(run: Run, token_id: int = DRAWN) -> StepCompleted:
+def done(run: Run, token_id: int = DRAWN, seconds: float = 0.0) -> StepCompleted:
     tokens = [SampledToken(sequence_id=part.sequence_id, token_id=token_id) for part in run.parts if part.sample]
-    return StepCompleted(step=run.step, tokens=tuple(tokens))
+    return StepCompleted(step=run.step, tokens=tuple(tokens), seconds=seconds)
 
 
 def next_run(machine: Scheduler, now_seconds: float = 0.0) -> Run:

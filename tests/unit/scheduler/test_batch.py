@@ -110,3 +110,26 @@ def test_blocks_that_a_prompt_still_needs_are_not_given_to_the_next_one():
 
     assert machine.next_runs(0.0) == ()
     assert machine.state_of(2) == "queued"
+
+
+def test_prompts_beside_decoding_sequences_keep_to_the_pace_that_steps_allow():
+    machine = decoding(scheduler(max_step_tokens=1000, prompt_stretch=2.0, num_blocks=1000, max_waiting_tokens=9999), 1)
+    for _ in range(5):
+        machine.handle(done(next_run(machine), seconds=0.010), 0.0)
+    machine.handle(submitted(2, prompt=tuple(range(3000))), 0.0)
+
+    seconds: list[float] = []
+    for _ in range(40):
+        run = next_run(machine)
+        seconds.append(0.010 + 0.001 * lengths(run).get(2, 0))
+        machine.handle(done(run, seconds=seconds[-1]), 0.0)
+
+    assert max(seconds[20:]) <= 0.022
+    assert min(seconds[20:]) >= 0.018
+
+
+def test_prompts_that_run_alone_fill_the_step_whatever_the_pace():
+    machine = scheduler(max_step_tokens=100, prompt_stretch=2.0, num_blocks=1000)
+    machine.handle(submitted(1, prompt=tuple(range(300))), 0.0)
+
+    assert lengths(next_run(machine)) == {1: 100}
