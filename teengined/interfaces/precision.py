@@ -55,19 +55,21 @@ class PrecisionStrategy(ABC):
         default multiplies the decoded weight with a fixed number of rows at a time, zeros where there are no more: a
         library that picks its way by the shape of the product then always picks the same.
         """
-        import torch
-
         weight_OI = self.decode(parts, x_TI.dtype)
+        num_outputs, num_inputs = weight_OI.shape
         # Rows of other widths lie at unlike alignments, which libraries tell apart as well.
-        if rest := -x_TI.shape[1] % FIXED_ROWS:
-            x_TI, weight_OI = (torch.nn.functional.pad(each, (0, rest)) for each in (x_TI, weight_OI))
-        bias_O = None if bias_O is None else bias_O.to(x_TI.dtype)
-        blocks: list[torch.Tensor] = []
-        for rows_TI in x_TI.split(FIXED_ROWS):
-            block_TI = x_TI.new_zeros((FIXED_ROWS, x_TI.shape[1]))
-            block_TI[: rows_TI.shape[0]] = rows_TI
-            blocks.append(torch.nn.functional.linear(block_TI, weight_OI, bias_O)[: rows_TI.shape[0]])
-        return torch.cat(blocks) if blocks else x_TI.new_empty((0, weight_OI.shape[0]))
+        width = -(-num_inputs // FIXED_ROWS) * FIXED_ROWS
+        if width != num_inputs:
+            wider_OI = weight_OI.new_zeros((num_outputs, width))
+            wider_OI[:, :num_inputs] = weight_OI
+            weight_OI = wider_OI
+        y_TO = x_TI.new_empty((x_TI.shape[0], num_outputs))
+        for start in range(0, x_TI.shape[0], FIXED_ROWS):
+            rows_TI = x_TI[start : start + FIXED_ROWS]
+            block_TI = x_TI.new_zeros((FIXED_ROWS, width))
+            block_TI[: rows_TI.shape[0], :num_inputs] = rows_TI
+            y_TO[start : start + FIXED_ROWS] = (block_TI @ weight_OI.T)[: rows_TI.shape[0]]
+        return y_TO if bias_O is None else y_TO.add_(bias_O.to(x_TI.dtype))
 
     def embedding(
         self, ids_T: "torch.Tensor", parts: Mapping[str, "torch.Tensor"], dtype: "torch.dtype"
