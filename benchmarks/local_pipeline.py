@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from teengined.core.device import DeviceSpec
-from teengined.core.errors import DeadlineExceeded, error_class
+from teengined.core.errors import DeadlineExceeded, TeengineError, error_class
 from teengined.core.plan import Plan
 from teengined.core.sampling import SamplingParams
 from teengined.engine.stage_thread import StageThread
@@ -63,6 +63,7 @@ class LocalPipeline:
         self._options = options
         self.blocks_per_sequence = -(-plan.context_tokens // options.block_tokens)
         self._replies: queue.Queue[Any] = queue.Queue()
+        self._early: dict[int | None, list[Any]] = {}
         self._step = 0
         self.last_steps: list[StepDone] = []
         self.step_seconds: list[float] = []
@@ -112,16 +113,36 @@ class LocalPipeline:
         return tuple(range(first, first + self.blocks_per_sequence))
 
     def run(self, parts: tuple[SequencePart, ...], **changes: Any) -> StepDone:
-        """Run one step; `changes` are further fields of `RunStep`. Return the last stage's answer."""
-        step = RunStep(deployment_id=_DEPLOYMENT, step=self._step, parts=parts, **changes)
-        self._step += 1
+        """Run one step; `changes` are further fields of `RunStep`. Return the last stage's answer.
+
+        Raises:
+            TeengineError: a stage failed; the first to say so is told.
+        """
         start = time.perf_counter()
-        self._submit(step)
-        done = [self._wait_for(StepDone) for _ in self._stages]
+        done = self.receive(self.send(parts, **changes))
         if parts:
             self.step_seconds.append(time.perf_counter() - start)
-            self.last_steps.extend(done)
-        return next(each for each in done if each.stage_index == len(self._stages) - 1)
+        return done
+
+    def send(self, parts: tuple[SequencePart, ...], **changes: Any) -> int:
+        """Give the stages a step and return its number; several may be under way."""
+        step = RunStep(deployment_id=_DEPLOYMENT, step=self._step, parts=parts, **changes)
+        self._step += 1
+        self._submit(step)
+        return step.step
+
+    def receive(self, step: int) -> StepDone:
+        """Wait until every stage is done with a step. Steps are asked for in the order of their numbers."""
+        replies = self._early.pop(step, [])
+        while len(replies) < len(self._stages):
+            reply = self._next_reply(f"end of step {step}")
+            if isinstance(reply, StepDone | WorkerError):
+                (replies if reply.step == step else self._early.setdefault(reply.step, [])).append(reply)
+        for reply in replies:
+            if isinstance(reply, WorkerError):
+                raise _error(reply)
+        self.last_steps.extend(replies)
+        return next(each for each in replies if each.stage_index == len(self._stages) - 1)
 
     def close(self) -> None:
         """Close stages and devices."""
@@ -174,11 +195,18 @@ class LocalPipeline:
 
     def _wait_for(self, kind: type[Any]) -> Any:
         while True:
-            try:
-                reply = self._replies.get(timeout=_TIMEOUT_SECONDS)
-            except queue.Empty as error:
-                raise DeadlineExceeded(f"no {kind.__name__} within {_TIMEOUT_SECONDS:g} s") from error
+            reply = self._next_reply(kind.__name__)
             if isinstance(reply, WorkerError):
-                raise error_class(reply.code)(reply.message, hint=reply.hint)
+                raise _error(reply)
             if isinstance(reply, kind):
                 return reply
+
+    def _next_reply(self, wanted: str) -> Any:
+        try:
+            return self._replies.get(timeout=_TIMEOUT_SECONDS)
+        except queue.Empty as error:
+            raise DeadlineExceeded(f"no {wanted} within {_TIMEOUT_SECONDS:g} s") from error
+
+
+def _error(told: WorkerError) -> TeengineError:
+    return error_class(told.code)(told.message, hint=told.hint)

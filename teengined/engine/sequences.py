@@ -32,11 +32,12 @@ class Sequences:
             self._tables.pop(sequence_id, None)
         for opened in step.opened:
             self._tables[opened.sequence_id] = array("i")
+        unwritten = [block for part in step.parts for block in self._unwritten(part)]
         problems = [problem for part in step.parts if (problem := self._grow(part))]
         copies = [copy for copy in step.copies if self._fits(copy)]
         problems += [f"copy {copy} does not fit" for copy in step.copies if copy not in copies]
         self._copy(copies)
-        self._pool.clear([block for part in step.parts for block in part.new_blocks if self._exists(block)])
+        self._pool.clear(unwritten)
         if problems:
             raise InternalError(f"step {step.step}: {problems[0]}")
 
@@ -47,6 +48,12 @@ class Sequences:
             InternalError: a part is empty, of an unknown sequence, or goes beyond its blocks.
         """
         return tuple(self._entry(step.step, part) for part in step.parts)
+
+    def _unwritten(self, part: SequencePart) -> list[int]:
+        """Return the new blocks of a part that hold nothing before it: others hold a prefix that was there already."""
+        first_index = len(self._tables.get(part.sequence_id, ()))
+        num_written = max(0, -(-part.start_position // self._pool.shape.block_tokens) - first_index)
+        return [block for block in part.new_blocks[num_written:] if self._exists(block)]
 
     def _grow(self, part: SequencePart) -> str:
         """Append a part's new blocks to its table; return what is wrong with them."""

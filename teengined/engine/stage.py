@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import PretrainedConfig
 
 from teengined.core.errors import TransportError
 from teengined.core.model import ModelManifest
@@ -86,7 +87,7 @@ class OpenedStage:
             transport = self._registry.transport(order.listen_transport)
             self._receiver = transport.listen(order.listen_address, transport_options)
         config = read_config(package_dir)
-        self._pool = KVPool(self._device, self._pool_shape(manifest, num_kv_heads(config)))
+        self._pool = KVPool(self._device, self._pool_shape(manifest, config))
         self._sequences = Sequences(self._pool)
         if order.stage.has_head:
             self._answerer = Answerer(Sampler(vocab_size=manifest.vocab_size, package_dir=package_dir))
@@ -143,14 +144,15 @@ class OpenedStage:
             num_slots=max(_MIN_TRANSPORT_SLOTS, self._order.num_stages + 1),
         )
 
-    def _pool_shape(self, manifest: ModelManifest, heads: int) -> PoolShape:
+    def _pool_shape(self, manifest: ModelManifest, config: PretrainedConfig) -> PoolShape:
         order = self._order
+        elements = manifest.kv_elements_per_token
         layers = range(order.stage.layer_start, order.stage.layer_end)
         return PoolShape(
             num_blocks=order.num_blocks,
             block_tokens=order.block_tokens,
-            elements_per_token={layer: manifest.kv_elements_per_token[layer] for layer in layers},
-            num_kv_heads=heads,
+            elements_per_token={layer: elements[layer] for layer in layers},
+            num_kv_heads=num_kv_heads(config, max(elements)),
             dtype=TORCH_DTYPES[order.stage.compute_dtype],
             quantised=order.kv_dtype == _QUANTISED,
         )

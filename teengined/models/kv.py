@@ -119,6 +119,7 @@ class KVPool:
             self._layers[layer] = self._cut(layer, keys_1KRD, values_1KRE)
         return self._layers[layer]
 
+    @torch.inference_mode()
     def clear(self, blocks: Sequence[int]) -> None:
         """Forget what blocks held, before they get a new owner: one sequence's NaN must not become another's."""
         if not blocks or not self._layers:
@@ -129,6 +130,7 @@ class KVPool:
                 for tensor in layer.tensors():
                     tensor.index_fill_(0, index, 0)
 
+    @torch.inference_mode()
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy blocks in every layer, all reads before all writes."""
         if not sources or not self._layers:

@@ -4,6 +4,7 @@ What it must never know: files, tiers, devices other than where its small tables
 """
 
 import json
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,10 @@ from teengined.models.linear import StrategyLinear
 from teengined.models.rotary import freeze_rotary
 
 __all__ = ["TORCH_DTYPES", "Skeleton", "SkeletonOptions", "build_skeleton", "num_kv_heads", "read_config"]
+
+# While it builds a model, transformers changes torch's default dtype, which all threads of a process share, and then
+# sets it back to what it found: two stages at once could leave the other's dtype behind.
+_BUILDING = threading.Lock()
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -63,12 +68,18 @@ def read_config(package_dir: Path) -> PretrainedConfig:
         raise PackageError(f"{path.name} of {package_dir.name} cannot be used: {error}") from error
 
 
-def num_kv_heads(config: PretrainedConfig) -> int:
-    """Return how many heads' keys a layer keeps for a token; latent attention keeps one for all."""
+def num_kv_heads(config: PretrainedConfig, elements_per_token: int) -> int:
+    """Return how many heads' keys a layer keeps for a token, at most; latent attention keeps one for all.
+
+    Some classes ignore a number of key-value heads in their configuration, so `elements_per_token`, the numbers that a
+    layer keeps, have their say.
+    """
     text = config.get_text_config()
     if getattr(text, "kv_lora_rank", None) and getattr(text, "qk_rope_head_dim", None):
         return 1
-    return getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    stated = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return max(stated, elements_per_token // (2 * head_dim))
 
 
 def build_skeleton(config: PretrainedConfig, options: SkeletonOptions) -> Skeleton:
@@ -79,7 +90,7 @@ def build_skeleton(config: PretrainedConfig, options: SkeletonOptions) -> Skelet
     """
     register_attention()
     register_experts()
-    with torch.device("meta"):
+    with _BUILDING, torch.device("meta"):
         built = AutoModelForCausalLM.from_config(
             config, dtype=options.compute_dtype, attn_implementation=ATTENTION_NAME
         )

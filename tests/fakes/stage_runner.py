@@ -49,7 +49,7 @@ class StageRunner:
             num_blocks=num_blocks,
             block_tokens=16,
             elements_per_token=dict(enumerate(manifest.kv_elements_per_token)),
-            num_kv_heads=num_kv_heads(config),
+            num_kv_heads=num_kv_heads(config, max(manifest.kv_elements_per_token)),
             dtype=dtype,
             quantised=quantised,
         )
