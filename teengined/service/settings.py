@@ -99,13 +99,13 @@ class LimitSettings:
     """Admission."""
 
     max_waiting: int = setting(
-        256, "requests", "Waiting in one deployment; beyond, a client is better told at once.", minimum=0
+        256, "sequences", "Waiting in one deployment, each choice of a request; beyond, better told at once.", minimum=0
     )
     max_waiting_tokens: int = setting(
         1 << 20, "tokens", "Of prompts waiting in one deployment: minutes of prefill for a large model.", minimum=1
     )
     max_owner_waiting: int = setting(
-        128, "requests", "As max_waiting, for one user: half of all, so that others find room.", minimum=0
+        128, "sequences", "As max_waiting, for one user: half of all, so that others find room.", minimum=0
     )
     max_owner_waiting_tokens: int = setting(1 << 19, "tokens", "As max_waiting_tokens, for one user.", minimum=1)
     max_request_time: float = setting(

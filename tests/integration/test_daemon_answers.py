@@ -11,7 +11,7 @@ from teengined.core.errors import Conflict, ContextTooLong, DeadlineExceeded, Re
 from teengined.core.request import ChatMessage, FinishReason
 from teengined.core.sampling import SamplingParams
 from teengined.protocol.codec import CodecLimits, Envelope, encode
-from teengined.protocol.messages import CLIENT_MESSAGES, Accepted, Finished, Generate, TokenChunk
+from teengined.protocol.messages import CLIENT_MESSAGES, Accepted, Finished, Generate, PlanModel, TokenChunk
 from tests.fakes.byte_package import EOS
 from tests.fakes.running_daemon import RunningDaemon, wait_until
 
@@ -240,6 +240,16 @@ def test_loaded_models_take_from_the_budget_of_the_next_plan(daemon: RunningDaem
     stages = client.deployments().deployments[0].plan.stages
 
     assert planned == {stage.device_id: stage.total_bytes for stage in stages}
+
+
+def test_plans_reserve_kv_as_it_is_to_be_kept(client: Client):
+    kv_bytes = {}
+    for kv_dtype in ("", "auto", "int8"):
+        plan = client.plan(PlanModel(model="bytes", device_ids=("cpu:0",), kv_dtype=kv_dtype)).plan
+        kv_bytes[kv_dtype] = plan.stages[0].kv_bytes
+
+    tokens = 4 * 4096
+    assert kv_bytes == {"": tokens * 4 * 16 * 4, "auto": tokens * 4 * 16 * 4, "int8": tokens * 4 * (16 + 4)}
 
 
 def test_inspection_calls_tell_what_is_there(client: Client):

@@ -36,6 +36,7 @@ class Generations:
             check_prompt(prompt.token_ids, message.sampling.max_tokens, limits)
             if message.sampling.grammar is not None:
                 await context.grammars.check(message.sampling.grammar, model.package_dir)
+            context.deployments.check_open()  # Reading may have taken a while.
             stream = _stream(context, call, message)
             submission = replace(
                 _submission(call, message, prompt, stream),
