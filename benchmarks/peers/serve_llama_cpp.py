@@ -8,6 +8,8 @@ from spoken import Stopwatch, answer, asked
 
 _BATCH_TOKENS = 512
 
+__all__ = ["main"]
+
 
 def main():
     """Run the cases."""

@@ -4,6 +4,8 @@ import torch
 from spoken import Stopwatch, answer, asked
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+__all__ = ["main"]
+
 
 def main():
     """Run the cases."""

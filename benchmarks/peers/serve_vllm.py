@@ -9,6 +9,8 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 from spoken import Stopwatch, answer, asked
 from vllm import EngineArgs, LLMEngine, SamplingParams
 
+__all__ = ["main"]
+
 
 def main():
     """Run the cases."""

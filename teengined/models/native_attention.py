@@ -9,7 +9,7 @@ import torch
 from teengined.models.batch import RowContexts
 from teengined.models.kv import LayerBlocks
 from teengined.models.paged_attention import Scoring
-from teengined.native.attention import MAX_WIDTH, PagedContext, has_attention, paged_attention
+from teengined.native.attention import MAX_WIDTH, LogitOptions, PagedContext, has_attention, paged_attention
 
 __all__ = ["attend_rows", "can_attend_rows"]
 
@@ -36,8 +36,10 @@ def attend_rows(q_RHD: torch.Tensor, blocks: LayerBlocks, contexts: RowContexts,
             key_scales=blocks.key_scales_NKT,
             value_scales=blocks.value_scales_NKT,
         ),
-        scale=scoring.scale,
-        window=scoring.window or 0,
-        softcap=scoring.softcap or 0.0,
-        sinks_H=None if scoring.sinks_H is None else scoring.sinks_H.float().contiguous(),
+        LogitOptions(
+            scale=scoring.scale,
+            window=scoring.window or 0,
+            softcap=scoring.softcap or 0.0,
+            sinks=None if scoring.sinks_H is None else scoring.sinks_H.float().contiguous(),
+        ),
     )

@@ -9,7 +9,7 @@ from teengined.native.library import AttentionCall, kernel_library
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MAX_WIDTH", "PagedContext", "has_attention", "paged_attention"]
+__all__ = ["MAX_WIDTH", "LogitOptions", "PagedContext", "has_attention", "paged_attention"]
 
 # Of a head's keys and values, as in attention.c.
 MAX_WIDTH = 1024
@@ -35,30 +35,30 @@ class PagedContext:
     value_scales: "torch.Tensor | None" = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitOptions:
+    """How queries and keys become weights."""
+
+    scale: float
+    """Factor of the logits."""
+    window: int = 0
+    """Only the last so many tokens are seen; 0: all."""
+    softcap: float = 0.0
+    """Logits become `softcap * tanh(logit / softcap)`; 0: as they are."""
+    sinks: "torch.Tensor | None" = None
+    """(H,) fp32: one more logit for each head, whose weight goes nowhere."""
+
+
 def has_attention() -> bool:
     """Say whether the kernel is there: a compiler, and a processor with AVX-512."""
     library = kernel_library()
     return library is not None and library.has_attention
 
 
-def paged_attention(
-    q_BHD: "torch.Tensor",
-    context: PagedContext,
-    *,
-    scale: float,
-    window: int = 0,
-    softcap: float = 0.0,
-    sinks_H: "torch.Tensor | None" = None,
-) -> "torch.Tensor":
-    """Return (B, H, E) in the dtype of `q` (fp32 or bf16): for each row the weighted sum of the values it sees.
+def paged_attention(q_BHD: "torch.Tensor", context: PagedContext, options: LogitOptions) -> "torch.Tensor":
+    """Return (B, H, E) in the dtype of `q`: for each row the weighted sum of the values it sees.
 
-    Args:
-        q_BHD: Queries, contiguous; widths at most `MAX_WIDTH`.
-        context: What they look at.
-        scale: Factor of the logits.
-        window: Only the last so many tokens are seen; 0: all.
-        softcap: Logits become `softcap * tanh(logit / softcap)`; 0: as they are.
-        sinks_H: One more logit for each head, whose weight goes nowhere; fp32.
+    `q` is contiguous, fp32 or bf16, its width at most `MAX_WIDTH`. Needs `has_attention()`.
     """
     import torch
 
@@ -71,9 +71,9 @@ def paged_attention(
     call = AttentionCall(
         q_BHD.data_ptr(), context.keys.data_ptr(), context.values.data_ptr(),
         _pointer(context.key_scales), _pointer(context.value_scales), context.tables.data_ptr(),
-        context.lengths.data_ptr(), _pointer(sinks_H), out_BHE.data_ptr(), num_rows, num_heads, num_kv_heads,
-        key_width, value_width, block_tokens, context.tables.stride(0), window, codes[q_BHD.dtype],
-        codes[context.keys.dtype], torch.get_num_threads(), scale, softcap,
+        context.lengths.data_ptr(), _pointer(options.sinks), out_BHE.data_ptr(), num_rows, num_heads, num_kv_heads,
+        key_width, value_width, block_tokens, context.tables.stride(0), options.window, codes[q_BHD.dtype],
+        codes[context.keys.dtype], torch.get_num_threads(), options.scale, options.softcap,
     )  # fmt: skip
     library.run_attention(ctypes.byref(call))
     return out_BHE

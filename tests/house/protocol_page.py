@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 
-from teengined.core import device, errors, plan, request
+from teengined.core import device, errors, plan, request, sampling
 from teengined.protocol import messages, worker_messages
 from teengined.protocol.codec import PROTOCOL_VERSION, CodecLimits
 
@@ -87,21 +87,20 @@ def _picture(module: ModuleType) -> str:
 def _messages(module: ModuleType, tags: Mapping[str, type]) -> Iterator[str]:
     inner = [name for name in module.__all__ if inspect.isclass(getattr(module, name))]
     titles = {cls.__name__: f"`{tag}`: {cls.__name__}" for tag, cls in tags.items()}
-    tree = ast.parse(inspect.getsource(module))
     for name in sorted(inner, key=lambda name: titles.get(name, f"~{name}")):
-        yield from _record(tree, name, titles.get(name, f"inside others: {name}"))
+        yield from _record(getattr(module, name), titles.get(name, f"inside others: {name}"))
 
 
 def _values() -> Iterator[str]:
-    for module in (request, device, plan):
-        tree = ast.parse(inspect.getsource(module))
+    for module in (request, sampling, device, plan):
         for name in module.__all__:
             if inspect.isclass(getattr(module, name)):
-                yield from _record(tree, name, name)
+                yield from _record(getattr(module, name), name)
 
 
-def _record(tree: ast.Module, name: str, title: str) -> Iterator[str]:
-    node = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+def _record(record: type, title: str) -> Iterator[str]:
+    (node,) = ast.parse(inspect.getsource(record)).body
+    assert isinstance(node, ast.ClassDef)
     yield f"### {title}\n"
     yield f"{' '.join((ast.get_docstring(node) or '').split())}\n"
     rows = [*_fields(node), *_members(node)]

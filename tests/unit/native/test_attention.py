@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from teengined.native.attention import PagedContext, has_attention, paged_attention
+from teengined.native.attention import LogitOptions, PagedContext, has_attention, paged_attention
 from teengined.native.library import missing_reason
 
 pytestmark = pytest.mark.skipif(not has_attention(), reason=missing_reason() or "this processor has no AVX-512")
@@ -35,7 +35,7 @@ def expected_row(q_HD: torch.Tensor, context: PagedContext, row: int, options: d
     logits_HC = torch.einsum("hd,hcd->hc", q_HD.double(), keys) * options["scale"]
     if softcap:
         logits_HC = torch.tanh(logits_HC / softcap) * softcap
-    if (sinks_H := options.get("sinks_H")) is not None:
+    if (sinks_H := options.get("sinks")) is not None:
         logits_HC = torch.cat([logits_HC, sinks_H.double()[:, None]], dim=1)
     weights_HC = torch.softmax(logits_HC, dim=1)[:, : keys.shape[1]]
     return torch.einsum("hc,hce->he", weights_HC, values)
@@ -43,7 +43,7 @@ def expected_row(q_HD: torch.Tensor, context: PagedContext, row: int, options: d
 
 def variants(num_heads: int) -> list[dict]:
     sinks_H = torch.randn(num_heads, generator=torch.Generator().manual_seed(2))
-    return [{}, {"window": 20}, {"softcap": 5.0}, {"sinks_H": sinks_H}, {"window": 3, "softcap": 2.0}]
+    return [{}, {"window": 20}, {"softcap": 5.0}, {"sinks": sinks_H}, {"window": 3, "softcap": 2.0}]
 
 
 @pytest.mark.parametrize("heads", HEADS)
@@ -52,7 +52,7 @@ def test_it_agrees_with_the_formulas_in_double_precision(heads: tuple[int, int, 
     q_BHD, context = context_of(heads, dtype)
     for variant in variants(heads[0]):
         options = {"scale": heads[2] ** -0.5, **variant}
-        out_BHE = paged_attention(q_BHD, context, **options)
+        out_BHE = paged_attention(q_BHD, context, LogitOptions(**options))
         for row, q_HD in enumerate(q_BHD):
             difference = (out_BHE[row].double() - expected_row(q_HD, context, row, options)).abs().max()
             assert difference < TOLERANCE[dtype], (heads, variant, row)
@@ -62,13 +62,15 @@ def test_it_agrees_with_the_formulas_in_double_precision(heads: tuple[int, int, 
 def test_a_rows_bits_depend_on_its_query_and_context_alone(heads: tuple[int, int, int, int]):
     q_BHD, context = context_of(heads, torch.bfloat16)
     for variant in variants(heads[0]):
-        together = paged_attention(q_BHD, context, scale=0.1, **variant)
+        together = paged_attention(q_BHD, context, LogitOptions(scale=0.1, **variant))
         threads_before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             for row in range(len(LENGTHS)):
                 mine = replace(context, tables=context.tables[row : row + 1], lengths=context.lengths[row : row + 1])
-                assert torch.equal(paged_attention(q_BHD[row : row + 1], mine, scale=0.1, **variant)[0], together[row])
+                assert torch.equal(
+                    paged_attention(q_BHD[row : row + 1], mine, LogitOptions(scale=0.1, **variant))[0], together[row]
+                )
         finally:
             torch.set_num_threads(threads_before)
 
@@ -82,20 +84,22 @@ def test_int8_keys_and_values_are_scaled_token_by_token():
     ]
     whole = replace(context, keys=codes[0] * scales[0][..., None], values=codes[1] * scales[1][..., None])
     small = replace(context, keys=codes[0], values=codes[1], key_scales=scales[0], value_scales=scales[1])
-    difference = paged_attention(q_BHD, small, scale=0.2) - paged_attention(q_BHD, whole, scale=0.2)
+    difference = paged_attention(q_BHD, small, LogitOptions(scale=0.2)) - paged_attention(
+        q_BHD, whole, LogitOptions(scale=0.2)
+    )
     assert difference.abs().max() < 1e-5
 
 
 def test_a_query_that_is_not_a_number_spoils_its_own_row_only():
     q_BHD, context = context_of((4, 2, 32, 32), torch.float32)
-    expected = paged_attention(q_BHD, context, scale=0.2)
+    expected = paged_attention(q_BHD, context, LogitOptions(scale=0.2))
     q_BHD[2] = float("nan")
-    out_BHE = paged_attention(q_BHD, context, scale=0.2)
+    out_BHE = paged_attention(q_BHD, context, LogitOptions(scale=0.2))
     assert bool(out_BHE[2].isnan().all())
     assert torch.equal(out_BHE[[0, 1, 3, 4]], expected[[0, 1, 3, 4]])
 
 
 def test_logits_of_any_size_are_survived():
     q_BHD, context = context_of((4, 2, 32, 32), torch.float32)
-    out_BHE = paged_attention(q_BHD * 1e4, context, scale=1.0)
+    out_BHE = paged_attention(q_BHD * 1e4, context, LogitOptions(scale=1.0))
     assert bool(out_BHE.isfinite().all())
