@@ -1,6 +1,8 @@
 """A skeleton is transformers' own class, and building one leaves the process as it was."""
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +11,13 @@ from teengined.models.skeleton import SkeletonOptions, build_skeleton, num_kv_he
 from tests.fakes.tiny_models import tiny_config
 
 
-def options(**changes) -> SkeletonOptions:
-    given = {"compute_dtype": torch.bfloat16, "device": torch.device("cpu"), "context_tokens": 64, **changes}
+def options(**changes: Any) -> SkeletonOptions:
+    given: dict[str, Any] = {
+        "compute_dtype": torch.bfloat16,
+        "device": torch.device("cpu"),
+        "context_tokens": 64,
+        **changes,
+    }
     return SkeletonOptions(**given)
 
 
@@ -30,12 +37,12 @@ def test_heads_that_are_kept_for_a_token_are_counted(architecture: str, elements
     assert num_kv_heads(tiny_config(architecture), elements) == expected
 
 
-def frequencies(rope: dict[str, object], context_tokens: int, position: int) -> torch.Tensor:
+def frequencies(rope: Mapping[str, object], context_tokens: int, position: int) -> torch.Tensor:
     """Return the rotary cosines of position 1 in a batch whose longest position is `position`."""
     config = tiny_config("phi3", original_max_position_embeddings=32, rope_parameters=rope, max_position_embeddings=256)
-    skeleton = build_skeleton(config, options(compute_dtype=torch.float32, context_tokens=context_tokens))
+    base: Any = build_skeleton(config, options(compute_dtype=torch.float32, context_tokens=context_tokens)).base
     with torch.inference_mode():
-        cosines, _ = skeleton.base.rotary_emb(torch.zeros(1), torch.tensor([[1, position]]))
+        cosines, _ = base.rotary_emb(torch.zeros(1), torch.tensor([[1, position]]))
     return cosines[0, 0]
 
 
