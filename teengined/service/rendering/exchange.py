@@ -6,7 +6,8 @@ from dataclasses import dataclass
 __all__ = ["FAILED", "RENDERED", "RenderBounds", "receive_all"]
 
 # The first byte of a reply.
-RENDERED, FAILED = b"=", b"!"
+RENDERED = b"="
+FAILED = b"!"
 _CHUNK_BYTES = 1 << 16
 
 
