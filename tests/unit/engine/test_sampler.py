@@ -88,6 +88,25 @@ def test_a_draw_depends_on_neither_batch_size_nor_order(sampler: Sampler, batch_
     assert answers(sampler, shuffled, batch_size) == alone
 
 
+@pytest.mark.parametrize("vocab", [257, 4099, 49_157])
+def test_a_rows_place_in_memory_changes_no_bit(tmp_path: Path, vocab: int) -> None:
+    """Rows of an odd width lie at other alignments in every batch."""
+    sampler = Sampler(vocab_size=vocab, package_dir=tmp_path)
+    filters = ({}, {"top_p": 0.9}, {"top_k": 40}, {"typical_p": 0.8}, {"min_p": 0.01})
+    for sequence_id in range(10):
+        values: dict[str, Any] = filters[sequence_id % 5]
+        sampler.open(opened(sequence_id, SamplingParams(temperature=1.1, seed=sequence_id, logprobs=5, **values)))
+    logits = logits_of(vocab, 10, vocab)
+    rows = [SampleRow(sequence_id, 3) for sequence_id in range(10)]
+
+    together = sampler.sample(rows, logits)
+    reversed_rows = sampler.sample(rows[::-1], logits.flip(0))
+    alone = tuple(sampler.sample([row], logits[i : i + 1].clone())[0] for i, row in enumerate(rows))
+    sampler.shutdown()
+
+    assert together == alone == reversed_rows[::-1]
+
+
 def test_seed_choice_and_position_each_change_a_draw(sampler: Sampler) -> None:
     def eight(start: int = 3, choice: int = 0, seed: int = 0) -> list[int]:
         sampler.open(opened(1, SamplingParams(temperature=1.0, seed=seed), choice=choice))

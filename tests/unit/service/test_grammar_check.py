@@ -111,7 +111,8 @@ def test_a_check_whose_request_is_cancelled_leaves_no_process_behind(package: Pa
         await checker.check(FINE, package)
         (pid,) = pids(checker)
         endless = asyncio.create_task(checker.check(ENDLESS, package))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)  # the task's first turn: it takes the process and asks
+        assert checker._idle == []
         endless.cancel()
         with pytest.raises(asyncio.CancelledError):
             await endless
