@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from teengined.core.errors import MessageTooLarge
 from teengined.core.sampling import SamplingParams
 from teengined.protocol.codec import HEADER, CodecLimits, Envelope, decode, encode
-from teengined.protocol.messages import CLIENT_MESSAGES, ErrorReply, Generate, Status
+from teengined.protocol.messages import CLIENT_MESSAGES, Done, ErrorReply, Generate, Status
 from tests.fakes.running_daemon import RunningDaemon, wait_until
 
 pytestmark = pytest.mark.system
@@ -42,9 +42,17 @@ def body(correlation, tag, fields) -> bytes:
     return msgpack.packb([correlation, tag, fields])
 
 
+def receive(raw: zmq.Socket) -> Envelope:
+    """Return the next message that is no probe."""
+    while True:
+        envelope = decode(raw.recv_multipart(), CLIENT_MESSAGES, CodecLimits(max_message_bytes=1 << 26))
+        if envelope.correlation or not isinstance(envelope.message, Done):
+            return envelope
+
+
 def reply_to(raw: zmq.Socket, frames: list[bytes]) -> Envelope:
     raw.send_multipart(frames)
-    return decode(raw.recv_multipart(), CLIENT_MESSAGES, CodecLimits(max_message_bytes=1 << 26))
+    return receive(raw)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +115,7 @@ def test_same_call_number_twice_at_once_is_refused(raw: zmq.Socket, daemon: Runn
 
     kinds = []
     while kinds.count("Finished") + kinds.count("ErrorReply") < 2:
-        kinds.append(type(decode(raw.recv_multipart(), CLIENT_MESSAGES, CodecLimits()).message).__name__)
+        kinds.append(type(receive(raw).message).__name__)
 
     assert sorted(kinds) == ["Accepted", "ErrorReply", "Finished", "TokenChunk", "TokenChunk"]
 
@@ -121,7 +129,7 @@ def test_too_many_calls_of_one_client_are_refused(daemon: RunningDaemon, raw: zm
     refusals: dict[int, str] = {}
     open_calls = {20, 21, 22, 23}
     while open_calls:
-        envelope = decode(raw.recv_multipart(), CLIENT_MESSAGES, CodecLimits())
+        envelope = receive(raw)
         if isinstance(envelope.message, ErrorReply):
             refusals[envelope.correlation] = envelope.message.code
         if type(envelope.message).__name__ in ("Finished", "ErrorReply"):

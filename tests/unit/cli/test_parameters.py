@@ -58,7 +58,7 @@ def test_names_may_be_written_as_options_are():
         ("logit_bias", "42", "logit_bias takes pairs of token id and bias"),
         ("logit_bias", "42:1:2", "logit_bias takes pairs of token id and bias"),
         ("stop", "'never closed", "stop takes texts"),
-        ("stop", "''", "stop has at most"),
+        ("stop", "''", r"length of stop\[0\]"),
         ("stop_token_ids", "eos", "stop_token_ids takes token ids"),
         ("format", "no such file", "format is json or a file with a JSON schema"),
         ("logprobs", "1", "no meaning in a chat"),

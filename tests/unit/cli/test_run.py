@@ -92,7 +92,7 @@ def test_a_schema_comes_from_its_file(run, tmp_path: Path):
     [
         (("--format", "nowhere.json"), "error: format is json or a file with a JSON schema; 'nowhere.json'"),
         (("--min-p", "2"), "error: min_p must be between 0 and 1, got 2.0"),
-        (("--stop", ""), "error: stop has at most 16 texts"),
+        (("--stop", ""), "error: length of stop[0] must be between 1 and 256"),
         (("--raw", "--system", "x"), "error: --raw takes one prompt and no --system"),
     ],
 )

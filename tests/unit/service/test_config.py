@@ -69,7 +69,7 @@ def test_devices_can_come_from_the_environment(tmp_path: Path):
         ("[daemon]\ndrain_timout = 1", "daemon: unknown key 'drain_timout'; did you mean 'drain_timeout'?"),
         ("[demon]\nx = 1", "unknown section 'demon'; did you mean 'daemon'?"),
         ("[limits]\nmax_waiting = 'many'", "limits.max_waiting: expected int, got str"),
-        ("[limits]\nmax_waiting = -1", "limits.max_waiting must be at least 0 requests, got -1"),
+        ("[limits]\nmax_waiting = -1", "limits.max_waiting must be at least 0 sequences, got -1"),
         ("[limits]\nstep_timeout = '5 parsecs'", "step_timeout: '5 parsecs' is not a duration"),
         ("[limits]\nstep_timeout = nan", "limits.step_timeout must be at least"),
         ("[streaming]\ndirect_io = 'maybe'", "expected one of 'auto', 'always', 'never'"),
