@@ -14,7 +14,7 @@ from pathlib import Path
 
 __all__ = ["CompilerMissing", "compiled_library"]
 
-_SOURCES = ("attention.c", "int8_linear.c")
+_SOURCES = ("attention.c", "bf16_linear.c", "int8_linear.c")
 _HEADERS = ("kernels.h", "lanes.h")
 _COMPILERS = ("cc", "gcc", "clang")
 # -march=native takes what this processor has. -ffast-math would change how the whole process treats tiny numbers.

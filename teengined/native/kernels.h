@@ -19,6 +19,14 @@ typedef struct {
 } te_int8_linear;
 
 typedef struct {
+    const uint16_t *x;      /* (num_rows, num_inputs) bf16, rows x_stride elements apart */
+    const uint16_t *weight; /* (num_outputs, num_inputs) bf16 */
+    const float *bias;      /* (num_outputs), or NULL */
+    uint16_t *y;            /* (num_rows, num_outputs) bf16 */
+    int64_t num_rows, num_inputs, num_outputs, x_stride, num_threads;
+} te_bf16_linear;
+
+typedef struct {
     const void *q;         /* (num_sequences, num_heads, key_width) of dtype */
     const void *keys;      /* (num_blocks, num_kv_heads, block_tokens, key_width) of kv_dtype */
     const void *values;    /* the same with value_width */
@@ -36,6 +44,8 @@ typedef struct {
 int te_has_int8_linear(void);
 int64_t te_int8_stride(int64_t num_inputs);
 void te_int8_linear_run(const te_int8_linear *call);
+int te_has_bf16_linear(void);
+void te_bf16_linear_run(const te_bf16_linear *call);
 int te_has_attention(void);
 void te_attention_run(const te_attention *call);
 

@@ -8,6 +8,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,8 @@ def ask(prompt: str, max_tokens: int = 8, **fields) -> Generate:
     names = ("client_id", "priority", "cache_salt", "credits", "model")
     request = {name: fields.pop(name) for name in names if name in fields}
     sampling = SamplingParams(max_tokens=max_tokens, **fields)
-    return Generate(**{"model": "bytes", "prompt": prompt, "sampling": sampling, **request})
+    given: dict[str, Any] = {"model": "bytes", "prompt": prompt, "sampling": sampling, **request}
+    return Generate(**given)
 
 
 def chunks_of(events: list[AnswerEvent]) -> list[TokenChunk]:

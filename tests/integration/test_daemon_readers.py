@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -156,13 +156,13 @@ def test_asyncio_readers_keep_their_answers_going(daemon: RunningDaemon):
 
     async def both() -> list[str]:
         async with AsyncClient(daemon.endpoint) as connected:
-            return await asyncio.gather(one(connected), one(connected))
+            return list(await asyncio.gather(one(connected), one(connected)))
 
     assert asyncio.run(both()) == ["abc" * 100] * 2
 
 
 @contextlib.contextmanager
-def busy(daemon: RunningDaemon) -> Iterator[None]:
+def busy(daemon: RunningDaemon) -> Generator[None]:
     """Take every place among the running."""
     with daemon.client() as other:
         streams = [other.generate(ask()) for _ in range(2)]

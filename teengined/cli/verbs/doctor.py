@@ -47,7 +47,7 @@ def command(invocation: Invocation, refresh: bool, quick: bool, output: OutputFo
     Devices that were never measured are measured now, which takes a while. Exits with 1 where a check fails.
     """
     readings = _read_host(_store(invocation))
-    findings = [*library_findings(_versions()), *_python(), *host_findings(readings), *_configuration()]
+    findings = [*library_findings(_versions()), *_python(), _kernels(), *host_findings(readings), *_configuration()]
     told = list(_daemon(invocation, readings.memory_bytes))
     findings += told
     if not quick and told[0].level is not Level.FAIL:
@@ -86,6 +86,18 @@ def _versions() -> dict[str, str | None]:
 def _python() -> Iterator[Finding]:
     text = f"Python {platform.python_version()} on {platform.system()} {platform.release()}, teengine {__version__}"
     yield Finding(check="python", level=Level.OK, text=text)
+
+
+def _kernels() -> Finding:
+    """Say whether CPU workers have compiled kernels; compiles them, as a worker would."""
+    from teengined.native.compiler import CompilerMissing, compiled_library
+
+    try:
+        library = compiled_library()
+    except CompilerMissing as error:
+        text = f"CPUs serve with stock kernels, slower with many streams: {error}"
+        return Finding(check="kernels", level=Level.WARN, text=text, remedy="apt-get install gcc libc6-dev")
+    return Finding(check="kernels", level=Level.OK, text=f"compiled for this processor in {library.parent}")
 
 
 def _store(invocation: Invocation) -> Path:

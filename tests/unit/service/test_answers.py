@@ -7,7 +7,7 @@ from teengined.core.errors import InternalError, NumericalFault, SlowReader
 from teengined.core.request import FinishReason, TokenLogprobs
 from teengined.protocol.messages import TokenChunk
 from teengined.protocol.worker_messages import PooledVector, PromptLogprobs, SampledToken
-from teengined.scheduler.events import Cancelled, Emit, End, Stopped, Tell
+from teengined.scheduler.events import Cancelled, Emit, End, Event, Stopped, Tell
 from teengined.service.account import Account
 from teengined.service.answer import Answer
 from teengined.service.answers import AnswerTable
@@ -44,11 +44,11 @@ class Story:
         detokenizer = Detokenizer(lambda tokens: bytes(tokens).decode(errors="replace"))
         return Choice(index=index, sequence_id=index + 1, detokenizer=detokenizer, stop=StopText(stops))
 
-    def emit(self, sequence_id: int, letter: str) -> list[object]:
+    def emit(self, sequence_id: int, letter: str) -> list[Event]:
         token = SampledToken(sequence_id=sequence_id, token_id=ord(letter))
         return self.table.obey(Emit(sequence_id=sequence_id, token=token, silent=False), 1.0)
 
-    def end(self, sequence_id: int, **fields) -> list[object]:
+    def end(self, sequence_id: int, **fields) -> list[Event]:
         return self.table.obey(End(sequence_id=sequence_id, **(fields or {"reason": FinishReason.LENGTH})), 2.0)
 
     @property
@@ -134,6 +134,7 @@ def test_answer_of_which_a_choice_was_cancelled_is_cancelled():
 def test_reader_that_leaves_too_much_waiting_loses_the_answer_and_only_it():
     def story() -> None:
         made = Story(credits_=1)
+        events: list[Event] = []
         for letter in "abcdefg":
             made.emit(1, letter)
             events = made.table.flush()

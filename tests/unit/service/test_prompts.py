@@ -2,6 +2,7 @@ import asyncio
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_every_form_of_a_prompt_becomes_tokens(text: StuckOnLong):
     async def story() -> list[tuple[int, ...]]:
         reader = PromptReader(text, 100, lambda: NOW)
         chat = (ChatMessage(role="user", content="hi"),)
-        forms = ({"prompt": "hi"}, {"token_ids": (7, 8)}, {"messages": chat})
+        forms: list[dict[str, Any]] = [{"prompt": "hi"}, {"token_ids": (7, 8)}, {"messages": chat}]
         messages = [Generate(model="m", **form) for form in forms]
         return [
             *[(await reader.read(message)).token_ids for message in messages],

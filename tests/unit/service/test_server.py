@@ -1,7 +1,8 @@
 """Clients that flood, leave or say a word in between: what waits for them is bounded, and they are found out."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import zmq
 
@@ -53,7 +54,7 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def serve(client: OneClient, handlers: HandlerTable, story: Callable[[Server], object]) -> None:
+async def serve(client: OneClient, handlers: HandlerTable, story: Callable[[Server], Awaitable[object]]) -> None:
     """Run a story beside the server."""
     server = Server(socket=client, settings=SETTINGS, handlers=handlers)
     serving = asyncio.create_task(server.serve())
@@ -64,8 +65,10 @@ async def serve(client: OneClient, handlers: HandlerTable, story: Callable[[Serv
         await server.close()
 
 
-def handlers(call: Callable[..., object] | None = None, word: Callable[..., None] | None = None) -> HandlerTable:
-    calls = {} if call is None else {GetStatus: call}
+def handlers(
+    call: Callable[..., Awaitable[Any]] | None = None, word: Callable[..., None] | None = None
+) -> HandlerTable:
+    calls: dict[type, Callable[..., Awaitable[Any]]] = {} if call is None else {GetStatus: call}
     return HandlerTable(calls=calls, words={} if word is None else {Grant: word})
 
 
