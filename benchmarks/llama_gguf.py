@@ -6,6 +6,7 @@ The tokenizer is left out: the comparisons hand over token ids.
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -56,7 +57,7 @@ def write_llama_gguf(model_dir: Path, path: Path) -> Path:
     return path
 
 
-def _write_head(writer: gguf.GGUFWriter, config: dict[str, int | float]) -> None:
+def _write_head(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     width, num_heads = int(config["hidden_size"]), int(config["num_attention_heads"])
     writer.add_block_count(int(config["num_hidden_layers"]))
     writer.add_context_length(int(config["max_position_embeddings"]))
@@ -65,7 +66,8 @@ def _write_head(writer: gguf.GGUFWriter, config: dict[str, int | float]) -> None
     writer.add_head_count(num_heads)
     writer.add_head_count_kv(int(config["num_key_value_heads"]))
     writer.add_layer_norm_rms_eps(float(config.get("rms_norm_eps", 1e-6)))
-    writer.add_rope_freq_base(float(config.get("rope_theta", _DEFAULT_THETA)))
+    rope = config.get("rope_parameters", config)
+    writer.add_rope_freq_base(float(rope.get("rope_theta", _DEFAULT_THETA)))
     writer.add_rope_dimension_count(width // num_heads)
     writer.add_vocab_size(int(config["vocab_size"]))
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)

@@ -52,4 +52,5 @@ def model_files(name: str, directory: Path) -> ModelFiles:
         )
     _, gguf_file = smollm2_package(store, "int8")
     vocab_size = write_smollm2_directory(gguf_file, model_dir)
+    gguf_file = write_llama_gguf(model_dir, directory / f"{name}-q8_0.gguf")
     return ModelFiles(name=name, store=store, model_dir=model_dir, gguf_file=gguf_file, vocab_size=vocab_size)

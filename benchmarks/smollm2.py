@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from teengined.modelpack.aliases import ALIASES, fetch_alias
 
@@ -66,7 +66,12 @@ def reference_tokens(
 def write_smollm2_directory(gguf_file: Path, directory: Path) -> int:
     """Write the model as a Hugging Face directory in bf16, if it is not there, and return its vocabulary's size."""
     if not (directory / "config.json").is_file():
-        model = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf_file.parent,
+            gguf_file=gguf_file.name,
+            quantization_config=GgufConfig(gguf_file=gguf_file.name, dequantize=True),
+            dtype=torch.bfloat16,
+        )
         AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name).save_pretrained(directory)
         model.save_pretrained(directory)
     return int(json.loads((directory / "config.json").read_text("utf-8"))["vocab_size"])
