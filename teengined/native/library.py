@@ -1,7 +1,6 @@
 """The loaded kernels of this process, or why there are none."""
 
 import ctypes
-import functools
 import logging
 import os
 import threading
@@ -16,6 +15,8 @@ logger = logging.getLogger(__name__)
 # Set to any text to do without: to compare, or where a compiler must not be run.
 _OFF_VARIABLE = "TEENGINE_NO_NATIVE"
 _lock = threading.Lock()
+# One entry once it was tried: asked for at every product, so without taking the lock.
+_found: "list[tuple[KernelLibrary | None, str]]" = []
 
 
 class Int8LinearCall(ctypes.Structure):
@@ -82,18 +83,22 @@ class KernelLibrary:
 
 def kernel_library() -> KernelLibrary | None:
     """Return the kernels, compiled and loaded at the first call; None where that is not possible."""
-    with _lock:
-        return _outcome()[0]
+    return (_found[0] if _found else _outcome())[0]
 
 
 def missing_reason() -> str:
     """Return why there are no kernels; empty where there are."""
-    with _lock:
-        return _outcome()[1]
+    return (_found[0] if _found else _outcome())[1]
 
 
-@functools.cache
 def _outcome() -> tuple[KernelLibrary | None, str]:
+    with _lock:
+        if not _found:
+            _found.append(_load())
+        return _found[0]
+
+
+def _load() -> tuple[KernelLibrary | None, str]:
     if os.environ.get(_OFF_VARIABLE):
         return None, f"{_OFF_VARIABLE} is set"
     try:

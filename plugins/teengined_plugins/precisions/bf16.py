@@ -39,12 +39,14 @@ class Bf16Precision(PlainPrecision):
         if not _fits_native(x_TI, weight_OI):
             return super().linear(x_TI, parts, bias_O)
         x_TI = x_TI.contiguous()
-        kernels = {
-            "stock": partial(torch.nn.functional.linear, x_TI, weight_OI),
-            "native": partial(bf16_linear, x_TI, weight_OI),
-        }
-        key = (rows_bucket(x_TI.shape[0]), *weight_OI.shape, torch.get_num_threads())
-        y_TO = self.choice.run(key, kernels, agrees=_agrees, synchronize=_nothing)
+        kernels = {"stock": torch.nn.functional.linear, "native": bf16_linear}
+        key = (rows_bucket(x_TI.shape[0]), weight_OI.shape, torch.get_num_threads())
+        winner = self.choice.winner(key)
+        if winner is not None:
+            y_TO = kernels[winner](x_TI, weight_OI)
+        else:
+            candidates = {name: partial(kernel, x_TI, weight_OI) for name, kernel in kernels.items()}
+            y_TO = self.choice.run(key, candidates, agrees=_agrees, synchronize=_nothing)
         return y_TO if bias_O is None else y_TO.add_(bias_O.to(y_TO.dtype))
 
     def linear_fixed(

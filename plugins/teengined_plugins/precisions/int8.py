@@ -36,6 +36,10 @@ _MAX_PACKED_ROWS = 64
 _AGREEMENT = {"float32": 1e-4, "bfloat16": 4e-2, "float16": 5e-3}
 
 
+# All take (T, I), (O, I) and (O,); the first works everywhere.
+_KERNELS = {"blocks": by_blocks, "native": by_native, "digits": by_digits, "packed": by_packed_weight}
+
+
 class Int8Precision(PrecisionStrategy):
     """Stores matrices as `data` (int8, the matrix's shape) and `scale` (fp32, without the last axis); vectors as fp32.
 
@@ -91,13 +95,17 @@ class Int8Precision(PrecisionStrategy):
         if x_TI.shape[0] == 0:
             return x_TI.new_empty((0, weight_OI.shape[0]))
         device = x_TI.device
-        key = (rows_bucket(x_TI.shape[0]), *weight_OI.shape, str(x_TI.dtype), str(device), torch.get_num_threads())
-        y_TO = self.choice.run(
-            key,
-            _candidates(x_TI, weight_OI, scale_O),
-            agrees=_agrees,
-            synchronize=_nothing if device.type == "cpu" else partial(torch.accelerator.synchronize, device),
-        )
+        key = (rows_bucket(x_TI.shape[0]), weight_OI.shape, x_TI.dtype, device, torch.get_num_threads())
+        winner = self.choice.winner(key)
+        if winner is not None:  # A model asks a hundred times for each token: nothing is built that is not used.
+            y_TO = _KERNELS[winner](x_TI.contiguous(), weight_OI, scale_O)
+        else:
+            y_TO = self.choice.run(
+                key,
+                _candidates(x_TI, weight_OI, scale_O),
+                agrees=_agrees,
+                synchronize=_nothing if device.type == "cpu" else partial(torch.accelerator.synchronize, device),
+            )
         return y_TO if bias_O is None else y_TO.add_(bias_O.to(y_TO.dtype))
 
     def linear_fixed(
@@ -140,16 +148,16 @@ def _candidates(x_TI: "torch.Tensor", weight_OI: "torch.Tensor", scale_O: "torch
     import torch
 
     x_TI = x_TI.contiguous()
-    kernels: dict[str, Kernel] = {"blocks": partial(by_blocks, x_TI, weight_OI, scale_O)}
+    names = ["blocks"]
     if fits_native(x_TI, weight_OI):
-        kernels["native"] = partial(by_native, x_TI, weight_OI, scale_O)
+        names.append("native")
     if _fits_digits(x_TI, weight_OI):
-        kernels["digits"] = partial(by_digits, x_TI, weight_OI, scale_O)
+        names.append("digits")
     # For other dtypes it is a scalar loop on a CPU.
     whole_vectors = weight_OI.shape[1] % _PACKED_WIDTH == 0
     if x_TI.dtype == torch.bfloat16 and x_TI.shape[0] <= _MAX_PACKED_ROWS and whole_vectors:
-        kernels["packed"] = partial(by_packed_weight, x_TI, weight_OI, scale_O)
-    return kernels
+        names.append("packed")
+    return {name: partial(_KERNELS[name], x_TI, weight_OI, scale_O) for name in names}
 
 
 def _agrees(reference: "torch.Tensor", other: "torch.Tensor") -> bool:

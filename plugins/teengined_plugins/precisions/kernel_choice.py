@@ -67,6 +67,10 @@ class KernelChoice:
         self._remember(key, winner)
         return reference if winner == reference_name else kernels[winner]()
 
+    def winner(self, key: Hashable) -> str | None:
+        """Return the kernel that won for `key`; None before the first `run` of that kind."""
+        return self._winners.get(key)
+
     def winners(self) -> Mapping[Hashable, str]:
         """Return what was chosen so far, for people who ask why."""
         return dict(self._winners)

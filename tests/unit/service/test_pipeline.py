@@ -1,5 +1,6 @@
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, cast
 
 import pytest
 
@@ -40,8 +41,8 @@ class Story:
         self.finished: list[FinishedStep] = []
         self.broken: list[TeengineError] = []
         self.pipeline = Pipeline(
-            stages=self.stages,
-            pool=self.stages,
+            stages=cast("Any", self.stages),
+            pool=cast("Any", self.stages),
             step_timeout=step_timeout,
             on_finished=self.finished.append,
             on_broken=self.broken.append,
@@ -72,7 +73,7 @@ class Story:
         return self.broken[0]
 
 
-def tell(story: Callable[[], Awaitable[None]]) -> None:
+def tell(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(story())
 
 
