@@ -35,7 +35,7 @@ class Composition:
         """
         self._add_decodes()
         num_decoding = len(self._parts)
-        self._num_tokens_left = min(self._num_tokens_left, self._state.pacer.num_prompt_tokens(num_decoding))
+        self._num_tokens_left = min(self._num_tokens_left, self._num_paced_tokens(num_decoding))
         self._add_prompts()
         if not self._parts:
             return None
@@ -52,6 +52,10 @@ class Composition:
             opened=tuple(self._opened),
             copies=tuple(self._copies),
         )
+
+    def _num_paced_tokens(self, num_decoding: int) -> int:
+        num_prompts = len(self._state.prompts) + len(self._state.waiting)
+        return self._state.pacer.num_prompt_tokens(num_decoding, num_prompts)
 
     def _add_decodes(self) -> None:
         """Add sequences with one token to run. A long prompt never stops an answer that is being read."""

@@ -2,7 +2,8 @@
 
 A step's time grows with its tokens, and everyone in it waits for it. Beside decoding sequences a step may take
 `stretch` times as long as one that only decodes; how many prompt tokens that is depends on the model, the device, and
-on what is streamed, so it is found by trying: each such step says whether it could have been larger.
+on what is streamed, so it is found by trying: each such step says whether it could have been larger. Where more prompts
+wait than sequences decode, the few give way to the many: prompts get as many times more as they are more.
 """
 
 from dataclasses import dataclass, field
@@ -30,12 +31,16 @@ class Pacer:
     _decode_seconds: dict[int, float] = field(default_factory=dict[int, float])
     """By number of decoding rows, in powers of two."""
 
-    def num_prompt_tokens(self, num_decoding: int) -> int:
-        """Return how many prompt tokens may run in a step in which so many sequences decode."""
+    def num_prompt_tokens(self, num_decoding: int, num_prompts: int = 1) -> int:
+        """Return how many prompt tokens may run in a step in which so many sequences decode.
+
+        `num_prompts` sequences have prompts to run, or wait for it.
+        """
         left = self.max_tokens - num_decoding
         if num_decoding == 0 or self.stretch <= 0:
             return left
-        return max(0, min(left, max(_LEAST_TOKENS, round(self._num_beside))))
+        share = self._num_beside * max(1.0, num_prompts / num_decoding)
+        return max(0, min(left, max(_LEAST_TOKENS, round(share))))
 
     def learn(self, num_decoding: int, num_prompt_tokens: int, seconds: float) -> None:
         """Take in how long a step took: its slowest stage, since the others run other steps meanwhile."""
@@ -52,9 +57,9 @@ class Pacer:
             min(self._num_beside, self.max_tokens - num_decoding)
         ):
             allowed = max(0.0, (self.stretch - 1) * decode_seconds)
-            cost = max(seconds - decode_seconds, 1e-9)
-            factor = min(_MOST_GROWTH, max(_MOST_SHRINKAGE, allowed / cost))
-            self._num_beside = min(float(self.max_tokens), max(float(_LEAST_TOKENS), num_prompt_tokens * factor))
+            seconds_each = max(seconds - decode_seconds, 1e-9) / num_prompt_tokens
+            factor = min(_MOST_GROWTH, max(_MOST_SHRINKAGE, allowed / seconds_each / self._num_beside))
+            self._num_beside = min(float(self.max_tokens), max(float(_LEAST_TOKENS), self._num_beside * factor))
 
     def _nearest(self, bucket: int) -> float | None:
         """Return the decode time of the nearest number of rows that was measured."""

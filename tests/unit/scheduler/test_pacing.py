@@ -75,3 +75,21 @@ def test_the_time_of_the_nearest_number_of_rows_stands_in_for_one_that_was_not_s
 
 def test_without_a_stretch_the_step_is_filled():
     assert pacer(stretch=0.0).num_prompt_tokens(8) == 504
+
+
+def test_where_more_prompts_wait_than_sequences_decode_the_few_give_way():
+    subject = pacer()
+    subject.learn(8, 0, 0.050)
+    run(subject, 30, fixed=0.050, per_token=1e-3)
+    alone = subject.num_prompt_tokens(8, 1)
+    assert subject.num_prompt_tokens(8, 8) == alone
+    assert subject.num_prompt_tokens(8, 32) == pytest.approx(4 * alone, abs=4)
+
+
+def test_large_shares_teach_what_a_token_costs_and_not_that_a_step_may_be_long():
+    subject = pacer()
+    subject.learn(4, 0, 0.050)
+    for _ in range(30):
+        num_prompt = subject.num_prompt_tokens(4, 40)
+        subject.learn(4, num_prompt, 0.050 + 1e-3 * num_prompt)
+    assert subject.num_prompt_tokens(4, 1) == pytest.approx(50, abs=5)
