@@ -61,9 +61,14 @@ class KernelChoice:
         reference_name = next(iter(kernels))
         if len(kernels) == 1 or not self._measures:
             return kernels[reference_name]()
-        reference = kernels[reference_name]()
-        sound = [name for name in kernels if name == reference_name or _is_sound(kernels[name], reference, agrees)]
-        winner = self._fastest({name: kernels[name] for name in sound}, synchronize)
+        reference, reference_seconds = self._timed(kernels[reference_name], synchronize)
+        best_seconds = {reference_name: reference_seconds}
+        for name in kernels:
+            if name != reference_name:
+                seconds = self._timed_if_sound(kernels[name], reference, agrees, synchronize)
+                if seconds is not None:
+                    best_seconds[name] = seconds
+        winner = self._fastest(kernels, best_seconds, synchronize)
         self._remember(key, winner)
         return reference if winner == reference_name else kernels[winner]()
 
@@ -75,21 +80,39 @@ class KernelChoice:
         """Return what was chosen so far, for people who ask why."""
         return dict(self._winners)
 
-    def _fastest(self, kernels: Mapping[str, Kernel], synchronize: Callable[[], None]) -> str:
+    def _timed(self, kernel: Kernel, synchronize: Callable[[], None]) -> tuple["torch.Tensor", float]:
+        synchronize()
+        start = self._clock()
+        product = kernel()
+        synchronize()
+        return product, self._clock() - start
+
+    def _timed_if_sound(
+        self,
+        kernel: Kernel,
+        reference: "torch.Tensor",
+        agrees: Callable[["torch.Tensor", "torch.Tensor"], bool],
+        synchronize: Callable[[], None],
+    ) -> float | None:
+        try:
+            product, seconds = self._timed(kernel, synchronize)
+            return seconds if agrees(reference, product) else None
+        except (RuntimeError, NotImplementedError):
+            return None  # this build or device lacks the kernel, which is what trying is for
+
+    def _fastest(
+        self, kernels: Mapping[str, Kernel], best_seconds: dict[str, float], synchronize: Callable[[], None]
+    ) -> str:
+        """Return the winner among the sound ones, whose first times are known, after more rounds if they are short."""
         # In turns, so that a moment in which the machine was busy elsewhere hits all alike; the best run counts.
-        best_seconds = dict.fromkeys(kernels, float("inf"))
-        spent_seconds = 0.0
+        spent_seconds = sum(best_seconds.values())
         for _ in range(_NUM_ROUNDS):
-            for name, kernel in kernels.items():
-                synchronize()
-                start = self._clock()
-                kernel()
-                synchronize()
-                elapsed_seconds = self._clock() - start
-                best_seconds[name] = min(best_seconds[name], elapsed_seconds)
-                spent_seconds += elapsed_seconds
             if spent_seconds > _ENOUGH_SECONDS:
                 break
+            for name in best_seconds:
+                _, elapsed_seconds = self._timed(kernels[name], synchronize)
+                best_seconds[name] = min(best_seconds[name], elapsed_seconds)
+                spent_seconds += elapsed_seconds
         winner, *others = best_seconds
         for name in others:
             if best_seconds[name] < best_seconds[winner] * _CLEAR_WIN:
@@ -101,12 +124,3 @@ class KernelChoice:
             while len(self._winners) >= MAX_REMEMBERED:
                 del self._winners[next(iter(self._winners))]
             self._winners[key] = winner
-
-
-def _is_sound(
-    kernel: Kernel, reference: "torch.Tensor", agrees: Callable[["torch.Tensor", "torch.Tensor"], bool]
-) -> bool:
-    try:
-        return agrees(reference, kernel())
-    except (RuntimeError, NotImplementedError):
-        return False  # this build or device lacks the kernel, which is what trying is for
