@@ -51,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     promises: list[Promise] = []
     for name in options.cases:
         print(f"{name} …", file=sys.stderr, flush=True)
-        promises += _CASES[name](directory)
+        measured = _CASES[name](directory)
+        for promise in measured:
+            print(f"  {promise.what}: {promise.reached:.3g}", file=sys.stderr, flush=True)
+        promises += measured
     _print(promises)
     if options.json:
         print_json({"promises": [promise.mapping() for promise in promises]})
