@@ -161,6 +161,11 @@ class LoadedModel:
         """Stop an answer, which ends with reason `cancelled`; at the latest with the steps in flight."""
         self._advance(*self._answers.cancel(answer))
 
+    def grant(self, answer: Answer, num_chunks: int) -> None:
+        """Let more chunks of an answer go."""
+        if events := self._answers.grant(answer, num_chunks):
+            self._advance(*events)
+
     def release(self, answer: Answer) -> None:
         """Let go of an answer; one that is not over is cancelled."""
         if not answer.ended.done():
@@ -320,4 +325,7 @@ class LoadedModel:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
-            self._advance(Tick())
+            try:
+                self._advance(Tick())
+            except Exception:  # Without ticks no deadline would be held any more.
+                logger.exception("%s: a tick failed", self.name)
