@@ -18,7 +18,7 @@ from teengined.core.errors import (
     TeengineError,
 )
 from teengined.protocol.codec import CodecLimits, Envelope, correlation_of, decode, encode
-from teengined.protocol.messages import CLIENT_MESSAGES, Done, ErrorReply
+from teengined.protocol.messages import CLIENT_MESSAGES, Cancel, Done, ErrorReply
 from teengined.service.admission import owner_of
 from teengined.service.outbox import Outbox, Sent
 from teengined.service.settings import ProtocolSettings
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # A reply may be larger than any request is allowed to be: the plan of a model with many experts names each unit.
 _REPLY_FACTOR = 4
+_LEAVE = Cancel()
+_LEFT = "left by its client"
 # A message that answers nothing, for no call: clients drop it, and the socket of one that left refuses it.
 _PROBE = encode(Envelope(correlation=0, message=Done()), CLIENT_MESSAGES, CodecLimits())
 
@@ -125,6 +127,9 @@ class Server:
             if word := self.handlers.words.get(cast("type[object]", type(envelope.message))):
                 word(client, envelope.message)
                 return
+            if envelope.message == _LEAVE:
+                self._end_call(client, envelope.correlation)
+                return
             handler = self._admit(client, envelope)
         except TeengineError as error:
             self._reply(client, correlation_of(frames, self._limits), error_reply(error))
@@ -138,7 +143,7 @@ class Server:
         )
         task = asyncio.create_task(self._run(call, handler, envelope.message))
         self._calls.setdefault(client, {})[correlation] = task
-        task.add_done_callback(lambda _: self._forget(client, correlation))
+        task.add_done_callback(lambda task: self._forget(client, correlation, task))
 
     def _admit(self, client: bytes, envelope: Envelope) -> Handler:
         kind = cast("type[object]", type(envelope.message))
@@ -161,14 +166,21 @@ class Server:
             final = await handler(call, message)
         except TeengineError as error:
             final = error_reply(error)
-        except asyncio.CancelledError:
-            final = error_reply(self._why_ended(call.client))
+        except asyncio.CancelledError as ended:
+            final = error_reply(self._why_ended(call.client, ended))
         except Exception as error:  # The edge: a mistake of ours becomes an error reply and a log entry.
             logger.exception("%s failed", type(message).__name__)
             final = error_reply(InternalError(f"{type(message).__name__} failed: {type(error).__name__}"))
         self._reply(call.client, call.correlation, final)
 
-    def _forget(self, client: bytes, correlation: int) -> None:
+    def _end_call(self, client: bytes, correlation: int) -> None:
+        """End a call whose caller leaves it; one that is over already is not missed."""
+        if task := self._calls.get(client, {}).get(correlation):
+            task.cancel(_LEFT)
+
+    def _forget(self, client: bytes, correlation: int, task: "asyncio.Task[None]") -> None:
+        if task.cancelled():  # Before it began: nobody has told the caller.
+            self._reply(client, correlation, error_reply(Cancelled("the call was ended before it began")))
         calls = self._calls.get(client, {})
         calls.pop(correlation, None)
         if not calls:
@@ -190,7 +202,9 @@ class Server:
         for task in self._calls.get(client, {}).values():
             task.cancel()
 
-    def _why_ended(self, client: bytes) -> TeengineError:
+    def _why_ended(self, client: bytes, ended: asyncio.CancelledError) -> TeengineError:
+        if ended.args == (_LEFT,):
+            return Cancelled(f"the call was {_LEFT}")
         if client in self._too_slow:
             return SlowReader("this client reads its answers too slowly", hint="read them while they arrive")
         return Cancelled("the call was ended by the daemon, which stops")

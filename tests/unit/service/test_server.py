@@ -8,7 +8,7 @@ import zmq
 
 from teengined.core.errors import error_class
 from teengined.protocol.codec import CodecLimits, Envelope, decode, encode
-from teengined.protocol.messages import CLIENT_MESSAGES, Done, GetStatus, Grant, ListModels
+from teengined.protocol.messages import CLIENT_MESSAGES, Cancel, Done, GetStatus, Grant, ListModels
 from teengined.service.server import HandlerTable, Server
 from teengined.service.settings import ProtocolSettings
 
@@ -162,3 +162,47 @@ def test_a_client_that_streams_beyond_its_bound_is_told_that_it_is_too_slow():
     asyncio.run(serve(client, handlers(flood), story))
 
     assert error_class(client.replies[-1].message.code).__name__ == "SlowReader"
+
+
+def test_a_call_that_its_client_leaves_ends_and_others_go_on():
+    begun = asyncio.Event()
+    cancelled: list[int] = []
+
+    async def wait_for_ever(call, _message) -> Done:
+        try:
+            if call.correlation == 2:
+                begun.set()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(call.correlation)
+            raise
+        return Done()
+
+    client = OneClient([frames(1, GetStatus()), frames(2, GetStatus())])
+
+    async def story(server: Server) -> None:
+        await begun.wait()
+        server._take(b"client", frames(1, Cancel()), "")
+        server._take(b"client", frames(7, Cancel()), "")
+        await until(lambda: client.replies)
+        assert cancelled == [1]
+
+    asyncio.run(serve(client, handlers(wait_for_ever), story))
+
+    assert (client.replies[0].correlation, client.replies[0].message.message) == (1, "the call was left by its client")
+
+
+def test_a_call_that_is_left_before_it_begins_is_told_so():
+    async def never(_call, _message) -> Done:
+        raise AssertionError("it was left before")
+
+    client = OneClient([])
+
+    async def story(server: Server) -> None:
+        server._take(b"client", frames(1, GetStatus()), "")
+        server._take(b"client", frames(1, Cancel()), "")
+        await until(lambda: client.replies)
+
+    asyncio.run(serve(client, handlers(never), story))
+
+    assert client.replies[0].message.code == "cancelled"
