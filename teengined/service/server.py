@@ -89,7 +89,11 @@ class Server:
     def __post_init__(self) -> None:
         """Derive the codec's bounds."""
         settings = self.settings
-        self._limits = CodecLimits(max_message_bytes=settings.max_message, max_items=settings.max_items)
+        self._limits = CodecLimits(
+            max_message_bytes=settings.max_message,
+            max_items=settings.max_items,
+            max_structures=settings.max_structures,
+        )
         self._reply_limits = CodecLimits(
             max_message_bytes=_REPLY_FACTOR * settings.max_message, max_items=settings.max_items
         )

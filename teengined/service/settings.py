@@ -78,6 +78,12 @@ class ProtocolSettings:
 
     max_message: int = setting(4 * MIB, "bytes", "A prompt of a million tokens as text is about 4 MB.", minimum=4096)
     max_items: int = setting(1 << 20, "items", "Of one list in a message: a million token ids.", minimum=1024)
+    max_structures: int = setting(
+        1 << 14,
+        "lists and tables",
+        "Of one message: thousands of turns, or of inputs; more keep others waiting while they are checked.",
+        minimum=1024,
+    )
     send_queue: int = setting(
         256,
         "messages",
