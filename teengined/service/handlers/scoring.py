@@ -39,6 +39,7 @@ class Scorings:
         context.deployments.check_open()
         model = context.deployments.get(message.model)
         check_score(message)
+        model.check_room(call.owner, 1)
         ends_seconds = time.monotonic() + timeout_of(message.timeout_seconds, model.request_limits)
         before, after = await model.prompts.read_pair(message)
         check_prompt(before + after, 0, model.request_limits)
@@ -63,6 +64,7 @@ class Scorings:
         context.deployments.check_open()
         model = context.deployments.get(message.model)
         check_embed(message, model.request_limits)
+        model.check_room(call.owner, 1)
         ends_seconds = time.monotonic() + timeout_of(message.timeout_seconds, model.request_limits)
         places = asyncio.Semaphore(_MAX_AT_ONCE)
 
