@@ -16,6 +16,7 @@ __all__ = [
     "check_generate",
     "check_prompt",
     "check_score",
+    "may_act_for",
     "owner_of",
     "timeout_of",
 ]
@@ -49,6 +50,11 @@ def owner_of(peer_address: str, routing_id: bytes) -> str:
     if len(parts) == 4 and parts[1].isdigit():
         return f"uid:{parts[1]}"
     return f"client:{routing_id.hex()}"
+
+
+def may_act_for(caller: str, owner: str, daemon_uid: int) -> bool:
+    """Say whether a caller may see and stop an owner's requests: the owner itself, root, and the daemon's own user."""
+    return caller in (owner, "uid:0", f"uid:{daemon_uid}")
 
 
 def cache_salt_of(owner: str, salt: str) -> bytes:
