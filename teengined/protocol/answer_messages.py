@@ -116,8 +116,9 @@ class Finished:
 class Cancel:
     """Stop a request of one's own. Its own call ends with `Finished(reason=cancelled)`.
 
-    Root and the user of the daemon may stop anyone's. Without a `request_id` it is a word within a call that is under way, sent under the correlation of that call by a
-    caller who leaves it: the call ends, with an error that says so, and the word is not answered.
+    Root and the user of the daemon may stop anyone's. Without a `request_id` it is a word within a call that is under
+    way, sent under the correlation of that call by a caller who leaves it: the call ends, with an error that says so,
+    and the word is not answered.
     """
 
     request_id: str = ""

@@ -27,8 +27,6 @@ __all__ = ["Call", "Handler", "HandlerTable", "Server", "Word", "error_reply"]
 
 logger = logging.getLogger(__name__)
 
-# A reply may be larger than any request is allowed to be: the plan of a model with many experts names each unit.
-_REPLY_FACTOR = 4
 _LEAVE = Cancel()
 _LEFT = "left by its client"
 # A message that answers nothing, for no call: clients drop it, and the socket of one that left refuses it.
@@ -94,10 +92,13 @@ class Server:
             max_items=settings.max_items,
             max_structures=settings.max_structures,
         )
-        self._reply_limits = CodecLimits(
-            max_message_bytes=_REPLY_FACTOR * settings.max_message, max_items=settings.max_items
+        self._reply_limits = CodecLimits(max_message_bytes=settings.max_reply_bytes, max_items=settings.max_items)
+        self._outbox = Outbox(
+            send=self._send_now,
+            max_pending=settings.max_pending,
+            max_pending_bytes=settings.max_pending_bytes,
+            max_final=settings.max_calls,
         )
-        self._outbox = Outbox(send=self._send_now, max_pending=settings.max_pending, max_final=settings.max_calls)
 
     async def serve(self) -> None:
         """Take messages until cancelled."""
@@ -122,7 +123,7 @@ class Server:
         self._outbox.close()
 
     def _take(self, client: bytes, frames: list[bytes], peer_address: str) -> None:
-        if self._outbox.num_pending(client) >= self.settings.max_pending:
+        if self._outbox.is_full(client):
             # It asks on without reading: an answer would wait too, and a line for each would fill the log instead.
             logger.debug("a request of a client that does not read is dropped")
             return

@@ -7,7 +7,7 @@ from dataclasses import replace
 from teengined.core.errors import NotAllowed
 from teengined.core.request import FinishReason
 from teengined.protocol import messages as wire
-from teengined.service.admission import cache_salt_of, check_generate, check_prompt, may_act_for, timeout_of
+from teengined.service.admission import cache_salt_of, check_generate, check_prompt, check_told, may_act_for, timeout_of
 from teengined.service.chunk_stream import ChunkStream
 from teengined.service.context import ServiceContext
 from teengined.service.prompts import Prompt
@@ -37,6 +37,8 @@ class Generations:
         with self._requests.name(call.owner, message.client_id):
             prompt = await model.prompts.read(message)
             check_prompt(prompt.token_ids, message.sampling.max_tokens, limits)
+            if message.sampling.prompt_logprobs is not None:
+                check_told(len(prompt.token_ids), message.sampling.prompt_logprobs, limits)
             if message.sampling.grammar is not None:
                 await context.grammars.check(message.sampling.grammar, model.package_dir)
             context.deployments.check_open()  # Reading may have taken a while.

@@ -25,7 +25,7 @@ class Story:
     def __init__(self, credits_: int | None = None, stops: tuple[str, ...] = ()) -> None:
         self.table = AnswerTable(speed=meter(compute_seconds=1.0, streamed_bytes=0, disk=1.0))
         self.sent: list[TokenChunk] = []
-        stream = ChunkStream(request_id="r", send=self.sent.append, credits=credits_, max_buffer_bytes=30)
+        stream = ChunkStream(request_id="r", send=self.sent.append, credits=credits_, max_buffer_bytes=50)
         self.answer = Answer(
             request_id="r",
             model="m",

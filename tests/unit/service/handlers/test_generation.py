@@ -14,7 +14,9 @@ from teengined.service.requests import RequestTable
 from teengined.service.server import Call
 
 DAEMON_UID = 500
-LIMITS = ModelLimits(model="m", vocab_size=10, context_tokens=100, max_choices=4, max_inputs=3, max_seconds=60.0)
+LIMITS = ModelLimits(
+    model="m", vocab_size=10, context_tokens=100, max_choices=4, max_inputs=3, max_seconds=60.0, max_reply_bytes=10_000
+)
 
 
 def call_of(owner: str) -> Call:
