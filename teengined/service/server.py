@@ -18,8 +18,9 @@ from teengined.core.errors import (
     TeengineError,
 )
 from teengined.protocol.codec import CodecLimits, Envelope, correlation_of, decode, encode
-from teengined.protocol.messages import CLIENT_MESSAGES, Cancel, Done, ErrorReply
+from teengined.protocol.messages import CLIENT_MESSAGES, Cancel, Done, ErrorReply, Finished, PlanReply, Scored
 from teengined.service.admission import owner_of
+from teengined.service.detached_threads import DetachedThreads
 from teengined.service.outbox import Outbox, Sent
 from teengined.service.settings import ProtocolSettings
 
@@ -27,6 +28,8 @@ __all__ = ["Call", "Handler", "HandlerTable", "Server", "Word", "error_reply"]
 
 logger = logging.getLogger(__name__)
 
+# Tokens that a reply tells of, each with its alternatives: more take longer to encode than a token to compute.
+_MANY_TOLD = 256
 _LEAVE = Cancel()
 _LEFT = "left by its client"
 # A message that answers nothing, for no call: clients drop it, and the socket of one that left refuses it.
@@ -80,6 +83,7 @@ class Server:
     _limits: CodecLimits = field(init=False)
     _reply_limits: CodecLimits = field(init=False)
     _outbox: Outbox = field(init=False)
+    _encoding: DetachedThreads = field(init=False, default_factory=lambda: DetachedThreads(1))
     _calls: "dict[bytes, dict[int, asyncio.Task[None]]]" = field(init=False, default_factory=dict)
     _too_slow: set[bytes] = field(init=False, default_factory=set[bytes])
     """Clients whose calls are being ended because they do not read."""
@@ -176,7 +180,10 @@ class Server:
         except Exception as error:  # The edge: a mistake of ours becomes an error reply and a log entry.
             logger.exception("%s failed", type(message).__name__)
             final = error_reply(InternalError(f"{type(message).__name__} failed: {type(error).__name__}"))
-        self._reply(call.client, call.correlation, final)
+        if _is_large(final):
+            await self._reply_beside(call, final)
+        else:
+            self._reply(call.client, call.correlation, final)
 
     def _end_call(self, client: bytes, correlation: int) -> None:
         """End a call whose caller leaves it; one that is over already is not missed."""
@@ -226,16 +233,40 @@ class Server:
                 except zmq.ZMQError:
                     self._cut_off(client, Sent.GONE)
 
-    def _reply(self, client: bytes, correlation: int, message: Any) -> None:
+    async def _reply_beside(self, call: Call, message: Any) -> None:
+        """As `_reply`, for what takes a while to encode, in which others are served."""
         try:
-            frames = encode(Envelope(correlation=correlation, message=message), CLIENT_MESSAGES, self._reply_limits)
+            frames = await self._encoding.run(lambda: self._final_frames(call.correlation, message))
+        except asyncio.CancelledError as ended:
+            self._reply(call.client, call.correlation, error_reply(self._why_ended(call.client, ended)))
+        except RuntimeError:  # There is no thread to be had.
+            self._reply(call.client, call.correlation, message)
+        else:
+            self._outbox.put(call.client, frames, final=True)
+
+    def _reply(self, client: bytes, correlation: int, message: Any) -> None:
+        self._outbox.put(client, self._final_frames(correlation, message), final=True)
+
+    def _final_frames(self, correlation: int, message: Any) -> list[bytes]:
+        try:
+            return encode(Envelope(correlation=correlation, message=message), CLIENT_MESSAGES, self._reply_limits)
         except MessageTooLarge as error:
             envelope = Envelope(correlation=correlation, message=error_reply(error))
-            frames = encode(envelope, CLIENT_MESSAGES, self._reply_limits)
-        self._outbox.put(client, frames, final=True)
+            return encode(envelope, CLIENT_MESSAGES, self._reply_limits)
 
     def _send_now(self, client: bytes, frames: list[bytes]) -> None:
         self.socket.send_multipart([client, *frames], flags=zmq.DONTWAIT).result()
+
+
+def _is_large(message: Any) -> bool:
+    """Say whether a reply may take long to encode."""
+    match message:
+        case Finished():
+            return len(message.prompt_logprobs) > _MANY_TOLD
+        case Scored():
+            return len(message.logprobs) > _MANY_TOLD
+        case _:
+            return isinstance(message, PlanReply)
 
 
 def _peer_address(frame: Any) -> str:
