@@ -13,6 +13,7 @@ from teengined import __version__
 from teengined.client.answer import AnswerEvent, AnswerOrder
 from teengined.client.connection import (
     CONNECT_SECONDS,
+    ENDS_WITH_CALLER,
     LIMITS,
     dial,
     hang_up,
@@ -52,7 +53,8 @@ class AsyncConnection:
     async def generate(self, request: wire.Generate) -> AsyncGenerator[AnswerEvent, None]:
         """Yield `Accepted`, then each `TokenChunk` once and in order, then `Finished`.
 
-        Leaving the iteration early (and closing the iterator, which `contextlib.aclosing` does) cancels the request.
+        Leaving the iteration early (and closing the iterator, which `contextlib.aclosing` does) cancels the request,
+        also one that is not accepted yet.
         """
         request = with_credits(request)
         correlation = await self._send(request)
@@ -66,9 +68,9 @@ class AsyncConnection:
                     await self._send_within(correlation, grant)
         finally:
             self._close_call(correlation)
-            if order.request_id and not order.finished and self._socket is not None:
+            if not order.finished and self._socket is not None:
                 with contextlib.suppress(DaemonUnreachable):
-                    self._close_call(await self._send(wire.Cancel(request_id=order.request_id)))
+                    await self._leave(correlation, order.request_id)
 
     async def close(self) -> None:
         """Disconnect; calls under way fail. Safe to call twice."""
@@ -100,14 +102,26 @@ class AsyncConnection:
                 while not is_final(reply := await self._receive_patiently(correlation)):
                     if on_progress is not None and isinstance(reply, wire.LoadProgress):
                         on_progress(reply)
+        except asyncio.CancelledError:
+            if isinstance(message, ENDS_WITH_CALLER):
+                with contextlib.suppress(DaemonUnreachable):
+                    await self._leave(correlation)
+            raise
         except TimeoutError as error:
-            message = f"no answer within {self.timeout_seconds:g} s"
-            raise DeadlineExceeded(message, hint="see `teengine status`") from error
+            late = f"no answer within {self.timeout_seconds:g} s"
+            raise DeadlineExceeded(late, hint="see `teengine status`") from error
         finally:
             self._close_call(correlation)
         if not isinstance(reply, answer):
             raise ProtocolError(f"expected {answer.__name__}, got {type(reply).__name__}")
         return reply
+
+    async def _leave(self, correlation: int, request_id: str = "") -> None:
+        """Cancel a request by its name; by its call, where it has none yet."""
+        if request_id:
+            self._close_call(await self._send(wire.Cancel(request_id=request_id)))
+        else:
+            await self._send_within(correlation, wire.Cancel())
 
     async def _send(self, message: Any) -> int:
         await self._connect()

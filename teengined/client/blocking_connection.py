@@ -12,6 +12,7 @@ from teengined import __version__
 from teengined.client.answer import AnswerEvent, AnswerOrder
 from teengined.client.connection import (
     CONNECT_SECONDS,
+    ENDS_WITH_CALLER,
     LIMITS,
     dial,
     hang_up,
@@ -48,7 +49,7 @@ class BlockingConnection:
     def generate(self, request: wire.Generate) -> Generator[AnswerEvent, None, None]:
         """Yield `Accepted`, then each `TokenChunk` once and in order, then `Finished`.
 
-        Leaving the iteration early cancels the request.
+        Leaving the iteration early cancels the request, also one that is not accepted yet.
         """
         request = with_credits(request)
         correlation = self._send(request)
@@ -62,8 +63,8 @@ class BlockingConnection:
                     self._send_within(correlation, grant)
         finally:
             self._mail.close(correlation)
-            if order.request_id and not order.finished:
-                self._send_and_forget(wire.Cancel(request_id=order.request_id))
+            if not order.finished:
+                self._leave(correlation, order.request_id)
 
     def close(self) -> None:
         """Disconnect. Safe to call twice."""
@@ -87,6 +88,10 @@ class BlockingConnection:
             while not is_final(reply := self._receive(correlation, deadline=deadline)):
                 if on_progress is not None and isinstance(reply, wire.LoadProgress):
                     on_progress(reply)
+        except KeyboardInterrupt:
+            if isinstance(message, ENDS_WITH_CALLER):
+                self._leave(correlation)
+            raise
         finally:
             self._mail.close(correlation)
         if not isinstance(reply, answer):
@@ -113,10 +118,15 @@ class BlockingConnection:
             raise takes_nothing()
         self._socket.send_multipart(frames, flags=zmq.DONTWAIT)
 
-    def _send_and_forget(self, message: Any) -> None:
-        if self._socket is not None:
-            with contextlib.suppress(DaemonUnreachable):
-                self._mail.close(self._send(message))
+    def _leave(self, correlation: int, request_id: str = "") -> None:
+        """Cancel a request by its name; by its call, where it has none yet."""
+        if self._socket is None:
+            return
+        with contextlib.suppress(DaemonUnreachable):
+            if request_id:
+                self._mail.close(self._send(wire.Cancel(request_id=request_id)))
+            else:
+                self._send_within(correlation, wire.Cancel())
 
     def _connected(self) -> None:
         if self._socket is None:

@@ -8,8 +8,18 @@ import zmq
 from teengined.client.endpoint import probe
 from teengined.core.errors import DaemonUnreachable
 from teengined.protocol.codec import CodecLimits
+from teengined.protocol.messages import Embed, Score
 
-__all__ = ["CONNECT_SECONDS", "LIMITS", "dial", "hang_up", "is_disconnect", "lost_connection", "takes_nothing"]
+__all__ = [
+    "CONNECT_SECONDS",
+    "ENDS_WITH_CALLER",
+    "LIMITS",
+    "dial",
+    "hang_up",
+    "is_disconnect",
+    "lost_connection",
+    "takes_nothing",
+]
 
 # A daemon answers `Hello` in milliseconds; under socket activation it starts first, which takes about a second.
 CONNECT_SECONDS = 10.0
@@ -18,6 +28,8 @@ LIMITS = CodecLimits(max_message_bytes=64 << 20)
 # First frame of zmq_socket_monitor(3)'s messages: the event's number, then its value. `zmq.utils.monitor` reads it too,
 # but brings asyncio along, which costs the command line 30 ms.
 _EVENT_NUMBER = struct.Struct("=H")
+# Calls that keep the stages at work for their caller alone.
+ENDS_WITH_CALLER = (Embed, Score)
 _SEND_QUEUE = 64
 _RECEIVE_QUEUE = 1000
 # How long closing waits for a last `Cancel` to leave.

@@ -158,9 +158,14 @@ def _convert_tuple(hints: tuple[Any, ...], value: Any, path: str) -> tuple[Any, 
         raise RecordError(path, f"expected a list, got {_name_of(value)}")
     items = typing.cast("Sequence[Any]", value)
     if len(hints) == 2 and hints[1] is Ellipsis:
-        if hints[0] in _PLAIN and {hints[0]}.issuperset(map(type, items)):
+        hint = hints[0]
+        if hint in _PLAIN and {hint}.issuperset(map(type, items)):
             return tuple(items)
-        return tuple(_convert(hints[0], item, f"{path}[{index}]") for index, item in enumerate(items))
+        plain = hint if hint in _PLAIN else None  # One wrong item in a million must not cost a million conversions.
+        return tuple(
+            item if type(item) is plain else _convert(hint, item, f"{path}[{index}]")
+            for index, item in enumerate(items)
+        )
     if len(items) != len(hints):
         raise RecordError(path, f"expected {len(hints)} items, got {len(items)}")
     return tuple(

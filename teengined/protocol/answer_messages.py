@@ -114,9 +114,14 @@ class Finished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
-    """Stop a request. Its own call ends with `Finished(reason=cancelled)`."""
+    """Stop a request of one's own. Its own call ends with `Finished(reason=cancelled)`.
 
-    request_id: str
+    Root and the user of the daemon may stop anyone's. Without a `request_id` it is a word within a call that is under
+    way, sent under the correlation of that call by a caller who leaves it: the call ends, with an error that says so,
+    and the word is not answered.
+    """
+
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +175,7 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListRequests:
-    """Ask for the requests under way."""
+    """Ask for one's own requests under way; root and the daemon's user are told of everyone's."""
 
     model: str = ""
     """Empty: of all loaded models."""

@@ -17,6 +17,7 @@ __all__ = ["HEADER", "PROTOCOL_VERSION", "CodecLimits", "Envelope", "correlation
 
 PROTOCOL_VERSION = 1
 _MAGIC = b"TE"
+_STRUCTURES = frozenset({list, dict})
 # An array header of at most 5 bytes and a number of at most 9.
 _CORRELATION_BYTES = 16
 HEADER = _MAGIC + bytes([PROTOCOL_VERSION])
@@ -30,6 +31,9 @@ class CodecLimits:
     """A prompt of a million tokens as text is about 4 MB."""
     max_items: int = 1 << 20
     """Of any one array: a million token ids. Tables are held to 1024 keys."""
+    max_structures: int | None = None
+    """Arrays and tables of a whole message. Each costs as much to check as a thousand numbers, and the lengths that a
+    field allows are known only when all are checked. None: whoever sends it is trusted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +75,7 @@ def decode(frames: Sequence[bytes], tags: Mapping[str, type], limits: CodecLimit
 
     Raises:
         UnknownVersion: the header names another version.
-        MessageTooLarge: a frame or an array is above the limits.
+        MessageTooLarge: a frame, or the number of arrays and tables, is above the limits.
         ProtocolError: anything else that is not a message; `correlation_of` finds the call to answer.
     """
     _check_frames(frames, limits)
@@ -131,9 +135,34 @@ def _decode_body(body: bytes, tags: Mapping[str, type], limits: CodecLimits) -> 
     if cls is None:
         raise ProtocolError(f"unknown message {tag!r:.60}")
     try:
+        _check_structures(fields, tag, limits.max_structures)
         return Envelope(correlation=correlation, message=from_mapping(cls, fields))
     except RecordError as error:
         raise ProtocolError(f"{tag}: {error}") from error
+
+
+def _check_structures(fields: Any, tag: str, limit: int | None) -> None:
+    """Count the arrays and tables of a message, with no work for each of the values in between."""
+    found: list[Any] = [fields]
+    num_found = 1
+    while limit is not None and found:
+        inner = _structures_in(found.pop())
+        num_found += len(inner)
+        if num_found > limit:
+            raise MessageTooLarge(
+                f"{tag}: more than {limit} arrays and tables in one message",
+                hint="send less at once, or raise protocol.max_structures",
+            )
+        found += inner
+
+
+def _structures_in(structure: Any) -> list[Any]:
+    values = cast(
+        "list[Any]", list(cast("dict[str, Any]", structure).values()) if isinstance(structure, dict) else structure
+    )
+    if not isinstance(structure, (dict, list)) or _STRUCTURES.isdisjoint(map(type, values)):
+        return []
+    return [value for value in values if type(value) in _STRUCTURES]
 
 
 def _is_correlation(value: Any) -> bool:

@@ -16,7 +16,7 @@ streams send others before it.
     UnloadModel                                Done
     Generate        Accepted, TokenChunk       Finished
     Grant           (nothing; a word within a Generate's call)
-    Cancel                                     Done
+    Cancel                                     Done (without request_id: nothing; a word within the call that ends)
     Score                                      Scored
     Embed                                      Embedded
     ListRequests                               RequestList

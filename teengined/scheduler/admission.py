@@ -1,12 +1,14 @@
 """Whether a request is taken. Decided at once, on tokens, before any work; what is taken is never shed."""
 
+from dataclasses import dataclass
+
 from teengined.core.errors import ContextTooLong, QueueFull, QuotaExceeded, RequestError
 from teengined.core.request import Goal
 from teengined.kvcache.block_table import num_blocks_for
 from teengined.scheduler.events import Submitted
 from teengined.scheduler.state import State
 
-__all__ = ["check_admission", "num_queued_tokens"]
+__all__ = ["check_admission", "check_room", "num_queued_tokens"]
 
 
 def num_queued_tokens(submitted: Submitted, choice: int) -> int:
@@ -24,9 +26,37 @@ def check_admission(state: State, submitted: Submitted, *, ready: bool) -> None:
         QuotaExceeded: too much of the same owner waits.
     """
     _check_possible(state, submitted)
+    wanted = _Wanted(
+        owner=submitted.owner, num_sequences=len(submitted.sequence_ids), num_tokens=_num_tokens(submitted)
+    )
+    _check_places(state, wanted, ready=ready)
+
+
+def check_room(state: State, owner: str, num_choices: int, *, ready: bool) -> None:
+    """Refuse a request whose prompt is not known yet, where it would be refused with any prompt.
+
+    Raises:
+        RequestError: it has more choices than the queue has places.
+        QueueFull: too much waits.
+        QuotaExceeded: too much of the same owner waits.
+    """
+    _check_choices(state, num_choices)
+    _check_places(state, _Wanted(owner=owner, num_sequences=num_choices, num_tokens=1), ready=ready)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """What a request would add to what waits."""
+
+    owner: str
+    num_sequences: int
+    num_tokens: int
+
+
+def _check_places(state: State, wanted: _Wanted, *, ready: bool) -> None:
     num_free = max(0, state.limits.max_running - len(state.running)) if ready else 0
-    _check_owner(state, submitted, num_free)
-    _check_queue(state, submitted, num_free)
+    _check_owner(state, wanted, num_free)
+    _check_queue(state, wanted, num_free)
 
 
 def _check_possible(state: State, submitted: Submitted) -> None:
@@ -34,8 +64,7 @@ def _check_possible(state: State, submitted: Submitted) -> None:
     num_choices, length = len(submitted.sequence_ids), len(submitted.prompt)
     if not length:
         raise RequestError("the prompt has no tokens", hint="send at least one")
-    if num_choices > limits.max_running + min(limits.max_waiting, limits.max_owner_waiting):
-        raise RequestError(f"{num_choices} choices are more than can ever wait here", hint="ask for fewer at a time")
+    _check_choices(state, num_choices)
     # The last token of an answer is never run.
     num_kept = length + (submitted.sampling.max_tokens - 1 if submitted.goal is Goal.GENERATE else 0)
     if num_blocks_for(num_kept, limits.block_tokens) > limits.num_blocks:
@@ -46,15 +75,21 @@ def _check_possible(state: State, submitted: Submitted) -> None:
         )
 
 
+def _check_choices(state: State, num_choices: int) -> None:
+    limits = state.limits
+    if num_choices > limits.max_running + min(limits.max_waiting, limits.max_owner_waiting):
+        raise RequestError(f"{num_choices} choices are more than can ever wait here", hint="ask for fewer at a time")
+
+
 def _num_tokens(submitted: Submitted) -> int:
     return sum(num_queued_tokens(submitted, choice) for choice in range(len(submitted.sequence_ids)))
 
 
-def _check_queue(state: State, submitted: Submitted, num_free: int) -> None:
+def _check_queue(state: State, wanted: _Wanted, num_free: int) -> None:
     limits = state.limits
-    num_excess = len(state.waiting) + len(submitted.sequence_ids) - limits.max_waiting - num_free
+    num_excess = len(state.waiting) + wanted.num_sequences - limits.max_waiting - num_free
     num_tokens = state.num_waiting_tokens
-    num_excess_tokens = num_tokens + _num_tokens(submitted) - limits.max_waiting_tokens if num_tokens else 0
+    num_excess_tokens = num_tokens + wanted.num_tokens - limits.max_waiting_tokens if num_tokens else 0
     if num_excess <= 0 and num_excess_tokens <= 0:
         return
     full = (
@@ -70,17 +105,17 @@ def _check_queue(state: State, submitted: Submitted, num_free: int) -> None:
     )
 
 
-def _check_owner(state: State, submitted: Submitted, num_free: int) -> None:
-    limits, owner = state.limits, state.owners[submitted.owner]
-    num_excess = owner.num_waiting + len(submitted.sequence_ids) - limits.max_owner_waiting - num_free
+def _check_owner(state: State, wanted: _Wanted, num_free: int) -> None:
+    limits, owner = state.limits, state.owners[wanted.owner]
+    num_excess = owner.num_waiting + wanted.num_sequences - limits.max_owner_waiting - num_free
     num_tokens = owner.num_waiting_tokens
-    num_excess_tokens = num_tokens + _num_tokens(submitted) - limits.max_owner_waiting_tokens if num_tokens else 0
+    num_excess_tokens = num_tokens + wanted.num_tokens - limits.max_owner_waiting_tokens if num_tokens else 0
     if num_excess <= 0 and num_excess_tokens <= 0:
         return
     full = (
-        f"{owner.num_waiting} sequences of {submitted.owner!r} wait already; the limit is {limits.max_owner_waiting}"
+        f"{owner.num_waiting} sequences of {wanted.owner!r} wait already; the limit is {limits.max_owner_waiting}"
         if num_excess > 0
-        else f"{num_tokens} prompt tokens of {submitted.owner!r} wait already; the limit is "
+        else f"{num_tokens} prompt tokens of {wanted.owner!r} wait already; the limit is "
         f"{limits.max_owner_waiting_tokens}"
     )
     share = max(1, state.owners.num_active)  # Others' sequences leave in between.

@@ -16,7 +16,7 @@ from teengined.core.errors import DeadlineExceeded, TeengineError, UnknownReques
 from teengined.core.request import FinishReason, Goal
 from teengined.interfaces.policy import SchedulingPolicy
 from teengined.kvcache.block_table import BlockTable
-from teengined.scheduler.admission import check_admission, num_queued_tokens
+from teengined.scheduler.admission import check_admission, check_room, num_queued_tokens
 from teengined.scheduler.batch import Composition
 from teengined.scheduler.completion import Completion, end_sequence
 from teengined.scheduler.events import (
@@ -148,6 +148,14 @@ class Scheduler:
                 return self._expire(now_seconds)
             case _:
                 assert_never(event)
+
+    def check_room(self, owner: str, num_choices: int) -> None:
+        """Refuse, before any work is done for it, a request that would be refused with any prompt.
+
+        Raises:
+            QueueFull, QuotaExceeded, RequestError: as for `Submitted`.
+        """
+        check_room(self._state, owner, num_choices, ready=self._ready)
 
     def next_runs(self, now_seconds: float) -> tuple[Run, ...]:
         """Return the runs that may be sent now, in order; each counts as in flight from here on.

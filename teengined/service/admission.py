@@ -16,6 +16,8 @@ __all__ = [
     "check_generate",
     "check_prompt",
     "check_score",
+    "check_told",
+    "may_act_for",
     "owner_of",
     "timeout_of",
 ]
@@ -24,6 +26,9 @@ MIN_PRIORITY, MAX_PRIORITY = -100, 100
 # Names are told in lists and kept in tables; a UUID has 36 characters.
 MAX_NAME_CHARACTERS = 128
 MAX_TOP = 20
+# What is told of a token, and of each alternative, takes so much in a message at most: names, an integer, a double.
+_TOLD_BYTES = 40
+_ALTERNATIVE_BYTES = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +43,7 @@ class ModelLimits:
     """Of one request for embeddings."""
     max_seconds: float
     """Longest answer."""
+    max_reply_bytes: int
 
 
 def owner_of(peer_address: str, routing_id: bytes) -> str:
@@ -49,6 +55,11 @@ def owner_of(peer_address: str, routing_id: bytes) -> str:
     if len(parts) == 4 and parts[1].isdigit():
         return f"uid:{parts[1]}"
     return f"client:{routing_id.hex()}"
+
+
+def may_act_for(caller: str, owner: str, daemon_uid: int) -> bool:
+    """Say whether a caller may see and stop an owner's requests: the owner itself, root, and the daemon's own user."""
+    return caller in (owner, "uid:0", f"uid:{daemon_uid}")
 
 
 def cache_salt_of(owner: str, salt: str) -> bytes:
@@ -139,6 +150,21 @@ def check_prompt(prompt: tuple[int, ...], max_tokens: int, limits: ModelLimits) 
     if not 0 <= min(prompt) <= max(prompt) < limits.vocab_size:
         raise RequestError(
             f"token ids must be between 0 and {limits.vocab_size - 1}, got {min(prompt)} to {max(prompt)}"
+        )
+
+
+def check_told(num_tokens: int, num_top: int, limits: ModelLimits) -> None:
+    """Hold what is to be told of given tokens to one reply.
+
+    Raises:
+        RequestError: it would not fit, with `num_top` alternatives for each of `num_tokens`.
+    """
+    num_bytes = num_tokens * (_TOLD_BYTES + num_top * _ALTERNATIVE_BYTES)
+    if num_bytes > limits.max_reply_bytes:
+        raise RequestError(
+            f"log-probabilities of {num_tokens} given tokens, each with {num_top} alternatives, may take {num_bytes} "
+            f"bytes; a reply has at most {limits.max_reply_bytes}",
+            hint="ask for fewer alternatives, send a shorter text, or raise protocol.max_message",
         )
 
 

@@ -1,8 +1,9 @@
 """The answers of one deployment: what the scheduler tells of a sequence finds the answer that it belongs to."""
 
+import logging
 from dataclasses import dataclass, field
 
-from teengined.core.errors import SlowReader, TeengineError
+from teengined.core.errors import InternalError, SlowReader, TeengineError
 from teengined.core.request import FinishReason
 from teengined.protocol.messages import RequestItem
 from teengined.scheduler.events import Cancelled, Emit, End, Event, Instruction, Run, Stopped, Tell
@@ -12,6 +13,8 @@ from teengined.service.pipeline import FinishedStep
 from teengined.service.speed import SpeedMeter
 
 __all__ = ["AnswerTable"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,11 +55,16 @@ class AnswerTable:
         return tuple(answer.describe(now_seconds) for answer in self._open.values())
 
     def obey(self, instruction: Instruction, now_seconds: float) -> list[Event]:
-        """Do what the scheduler says, and return what it must hear of that."""
+        """Do what the scheduler says, and return what it must hear of that. What goes wrong ends that answer alone."""
         found = self._live.get(instruction.sequence_id)
         if found is None:
             return []
-        answer, choice = found
+        try:
+            return self._obey(*found, instruction, now_seconds)
+        except Exception as error:  # noqa: BLE001 - others' instructions follow, which no mistake may swallow
+            return self._contain(found[0], error)
+
+    def _obey(self, answer: Answer, choice: Choice, instruction: Instruction, now_seconds: float) -> list[Event]:
         match instruction:
             case Emit():
                 answer.emit(choice, instruction, now_seconds)
@@ -87,14 +95,37 @@ class AnswerTable:
         changed, self._changed = self._changed, {}
         events: list[Event] = []
         for answer in changed.values():
-            answer.flush()
-            if answer.too_slow:
-                error = SlowReader(
-                    "more of the answer waits for its reader than the daemon keeps",
-                    hint="read faster, grant more chunks, or raise batching.max_stream_buffer",
-                )
-                events += self.fail(answer, error)
+            try:
+                events += self._flush(answer)
+            except Exception as error:  # noqa: BLE001 - as in `obey`
+                events += self._contain(answer, error)
         return events
+
+    def grant(self, answer: Answer, num_chunks: int) -> list[Event]:
+        """Let more chunks of an answer go, and return what the scheduler must hear of that."""
+        try:
+            if answer.stream is not None:
+                answer.stream.grant(num_chunks)
+        except Exception as error:  # noqa: BLE001 - as in `obey`
+            return self._contain(answer, error)
+        return []
+
+    def _flush(self, answer: Answer) -> list[Event]:
+        answer.flush()
+        if not answer.too_slow:
+            return []
+        error = SlowReader(
+            "more of the answer waits for its reader than the daemon keeps",
+            hint="read faster, grant more chunks, or raise batching.max_stream_buffer",
+        )
+        return self.fail(answer, error)
+
+    def _contain(self, answer: Answer, error: Exception) -> list[Event]:
+        """Fail an answer that could not be gone on with."""
+        if isinstance(error, TeengineError):
+            return self.fail(answer, error)
+        logger.error("request %s cannot go on", answer.request_id, exc_info=error)
+        return self.fail(answer, InternalError(f"the answer could not be told: {type(error).__name__}"))
 
     def fail(self, answer: Answer, error: TeengineError) -> list[Event]:
         """End an answer with an error, and return what takes its sequences off the stages."""

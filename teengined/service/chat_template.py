@@ -105,12 +105,14 @@ class ChatTemplate:
 
     def _start(self) -> "_Renderer":
         renderer = _Renderer()
+        reply = renderer.ask(_json_of(self._opening), self._bounds, _START_SECONDS)
         try:
-            self._text_of(renderer.ask(_json_of(self._opening), self._bounds, _START_SECONDS))
+            self._text_of(reply)
         except RequestError as refusal:
             renderer.close()
-            self._refusal = refusal  # It would be the same each time, and cost as much.
-            raise
+            if reply:
+                self._refusal = refusal  # It would be the same each time, and cost as much.
+            raise  # Without a reply, it was killed or kept waiting; the next one may be luckier.
         return renderer
 
     def _end(self) -> None:

@@ -11,9 +11,10 @@ from teengined.service.segments import SegmentDelta
 
 __all__ = ["ChunkStream", "Piece"]
 
-# What a token id and an alternative take on the wire, at most: a tag, an integer, and a double.
-_ID_BYTES = 5
-_ALTERNATIVE_BYTES = 16
+# What a token id takes while it waits in its array, and a token with its logarithm as Python holds it: a tuple or an
+# object, an integer and a float. On the wire both take less.
+_ID_BYTES = 8
+_ALTERNATIVE_BYTES = 150
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,7 @@ class Piece:
 
     @property
     def size_bytes(self) -> int:
-        """About what it takes in a message."""
+        """About what it takes while it waits; more than in a message."""
         num_alternatives = sum(1 + len(item.top) for item in self.logprobs)
         texts = [self.said.text, self.said.reasoning]
         texts += [part for call in self.said.tool_calls for part in (call.id, call.name, call.arguments)]

@@ -73,6 +73,7 @@ def load_config(sources: ConfigSources, environment: Mapping[str, str] = os.envi
             merged[section].update(table)
             origins.update({f"{section}.{key}": origin for key in table})
     config = _build(merged, "the configuration")
+    _check_together(config, "the configuration")
     return LoadedConfig(config=config, items=_items(config, origins))
 
 
@@ -84,7 +85,9 @@ def validate_file(path: Path) -> Config:
     """
     tables = _read_file(path)
     _check(tables, f"file {path}")
-    return _build(tables, f"file {path}")
+    config = _build(tables, f"file {path}")
+    _check_together(config, f"file {path}")
+    return config
 
 
 def _read_all(sources: ConfigSources, environment: Mapping[str, str]) -> list[tuple[str, _Tables]]:
@@ -174,6 +177,17 @@ def _build(tables: Mapping[str, Any], origin: str) -> Config:
     if duplicates := sorted({name for name in ids if ids.count(name) > 1}):
         raise ConfigError(f"{origin}: device {duplicates[0]!r} is configured twice")
     return config
+
+
+def _check_together(config: Config, origin: str) -> None:
+    """Refuse values that do not go together. Only for a whole: each source may hold one of them."""
+    buffer, message = config.batching.max_stream_buffer, config.protocol.max_message
+    if buffer > message:
+        raise ConfigError(
+            f"{origin}: batching.max_stream_buffer is {_as_text(buffer, 'bytes')}, more than protocol.max_message, "
+            f"{_as_text(message, 'bytes')}: what waited for a reader would not fit into one message",
+            hint="lower the one, or raise the other",
+        )
 
 
 def _convert(section: Any, table: Any, origin: str) -> None:

@@ -133,6 +133,15 @@ class LoadedModel:
         """Return when no answer is under way or being read, nor a step whose answers were cancelled."""
         await self._idle.wait()
 
+    def check_room(self, owner: str, num_choices: int) -> None:
+        """Refuse a request for which there is no room now, before any work is done for it. Raises as `submit`."""
+        self._check_taking()
+        self.scheduler.check_room(owner, num_choices)
+
+    def _check_taking(self) -> None:
+        if self.state not in ("ready", "loading"):
+            raise WorkerLost(f"{self.name} is {self.state}: {self.problem}", hint=f"`teengine load {self.name}` again")
+
     def submit(self, submission: Submission) -> Answer:
         """Queue a request and return its answer, whose `ended` is the end. Its caller must `release` it.
 
@@ -140,8 +149,7 @@ class LoadedModel:
             QueueFull, QuotaExceeded: too many wait already; says when to come back.
             WorkerLost: the deployment has failed for good.
         """
-        if self.state not in ("ready", "loading"):
-            raise WorkerLost(f"{self.name} is {self.state}: {self.problem}", hint=f"`teengine load {self.name}` again")
+        self._check_taking()
         now = time.monotonic()
         first, self._num_sequences = self._num_sequences, self._num_sequences + submission.sampling.num_choices
         sequence_ids = range(first, self._num_sequences)
@@ -160,6 +168,11 @@ class LoadedModel:
     def cancel(self, answer: Answer) -> None:
         """Stop an answer, which ends with reason `cancelled`; at the latest with the steps in flight."""
         self._advance(*self._answers.cancel(answer))
+
+    def grant(self, answer: Answer, num_chunks: int) -> None:
+        """Let more chunks of an answer go."""
+        if events := self._answers.grant(answer, num_chunks):
+            self._advance(*events)
 
     def release(self, answer: Answer) -> None:
         """Let go of an answer; one that is not over is cancelled."""
@@ -320,4 +333,7 @@ class LoadedModel:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
-            self._advance(Tick())
+            try:
+                self._advance(Tick())
+            except Exception:  # Without ticks no deadline would be held any more.
+                logger.exception("%s: a tick failed", self.name)

@@ -260,4 +260,5 @@ def _request_limits(config: Config, name: str, planned: Planned) -> ModelLimits:
         max_choices=config.batching.max_choices,
         max_inputs=config.batching.max_inputs,
         max_seconds=config.limits.max_request_time,
+        max_reply_bytes=config.protocol.max_reply_bytes,
     )

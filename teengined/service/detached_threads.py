@@ -46,7 +46,11 @@ class DetachedThreads:
             with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever waited
                 loop.call_soon_threadsafe(self._settle, answer, settle)
 
-        threading.Thread(target=work, name="detached", daemon=True).start()
+        try:
+            threading.Thread(target=work, name="detached", daemon=True).start()
+        except BaseException:  # The system has no thread to give now; its place is there for the next one.
+            self._free.release()
+            raise
         return await answer
 
     def _settle(self, answer: "asyncio.Future[T]", settle: Callable[[], None]) -> None:

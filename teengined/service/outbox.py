@@ -26,34 +26,46 @@ class Sent(Enum):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Outbox:
-    """Sends without waiting; keeps at most `max_pending` messages for a client whose socket is full."""
+    """Sends without waiting; keeps a bounded number of messages, and of bytes, for a client whose socket is full."""
 
     send: Callable[[bytes, list[bytes]], None]
     """Sends at once, or raises `zmq.Again` (full) or another `zmq.ZMQError` (gone)."""
     max_pending: int
+    max_pending_bytes: int
     max_final: int
     """Final messages kept beyond that: a client that asks and asks without reading would fill the memory."""
     _pending: dict[bytes, deque[list[bytes]]] = field(default_factory=dict[bytes, deque[list[bytes]]])
+    _num_bytes: dict[bytes, int] = field(default_factory=dict[bytes, int])
+    """Of what waits for each client."""
     _retry: "asyncio.TimerHandle | None" = None
     _retry_seconds: float = _FIRST_RETRY_SECONDS
 
     def put(self, client: bytes, frames: list[bytes], *, final: bool) -> Sent:
-        """Send, or keep for later. Final messages are kept beyond the first bound: there is one for each call."""
+        """Send, or keep for later. Final messages are kept beyond the first bounds: there is one for each call."""
         pending = self._pending.get(client)
         if pending is None:
             outcome = self._try(client, frames)
             if outcome is not Sent.WAITING:
                 return outcome
             pending = self._pending[client] = deque()
+            self._num_bytes[client] = 0
         if len(pending) >= self.max_pending + (self.max_final if final else 0):
             return Sent.TOO_SLOW
+        if not final and self._num_bytes[client] + _size(frames) > self.max_pending_bytes:
+            return Sent.TOO_SLOW
         pending.append(frames)
+        self._num_bytes[client] += _size(frames)
         self._schedule()
         return Sent.WAITING
 
     def num_pending(self, client: bytes) -> int:
         """Return how many messages wait for a client."""
         return len(self._pending.get(client, ()))
+
+    def is_full(self, client: bytes) -> bool:
+        """Say whether as much waits for a client as may."""
+        num_bytes = self._num_bytes.get(client, 0)
+        return self.num_pending(client) >= self.max_pending or num_bytes >= self.max_pending_bytes
 
     @property
     def num_clients(self) -> int:
@@ -65,6 +77,7 @@ class Outbox:
         if self._retry is not None:
             self._retry.cancel()
         self._pending.clear()
+        self._num_bytes.clear()
 
     def _try(self, client: bytes, frames: list[bytes]) -> Sent:
         try:
@@ -85,7 +98,7 @@ class Outbox:
         for client, pending in tuple(self._pending.items()):
             self._flush_client(client, pending)
             if not pending:
-                del self._pending[client]
+                del self._pending[client], self._num_bytes[client]
         longer = min(2 * self._retry_seconds, _LONGEST_RETRY_SECONDS)
         self._retry_seconds = longer if self._num_waiting == num_before else _FIRST_RETRY_SECONDS
         if self._pending:
@@ -99,8 +112,12 @@ class Outbox:
             if outcome is Sent.GONE:
                 pending.clear()
                 return
-            pending.popleft()
+            self._num_bytes[client] -= _size(pending.popleft())
 
     @property
     def _num_waiting(self) -> int:
         return sum(map(len, self._pending.values()))
+
+
+def _size(frames: list[bytes]) -> int:
+    return sum(map(len, frames))

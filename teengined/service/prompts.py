@@ -19,8 +19,9 @@ T = TypeVar("T")
 _LONG_CHARACTERS = 64 << 10
 _NUM_SHORT_THREADS = 4
 _NUM_LONG_THREADS = 1
-# Long texts that wait for their thread: some seconds' work, and up to as many times the largest message in memory.
+# Texts that wait for their threads: some seconds' work. Of long ones each may be as large as the largest message.
 _MAX_LONG_WAITING = 16
+_MAX_SHORT_WAITING = 512
 # Enough of a prompt's end to see whether the answer begins inside reasoning.
 _TAIL_CHARACTERS = 100
 
@@ -54,7 +55,7 @@ class PromptReader:
         Raises:
             RequestError: the model has no chat template, or it refuses these messages.
             ContextTooLong: the prompt alone is too long.
-            QueueFull: too many long texts wait to be read, or the template is kept busy.
+            QueueFull: too many texts wait to be read, or the template is kept busy.
         """
         if message.token_ids:
             return Prompt(token_ids=message.token_ids)
@@ -67,7 +68,7 @@ class PromptReader:
             token_ids = self._text.encode_rendered(text, self._context_tokens)
             return Prompt(token_ids=token_ids, tail=text[-_TAIL_CHARACTERS:])
 
-        return await self._run(sum(len(turn.content) for turn in message.messages), render)
+        return await self._run(_num_characters(message), render)
 
     async def read_text(self, content: str) -> tuple[int, ...]:
         """Return the tokens of a text. Raises as `read`."""
@@ -84,8 +85,18 @@ class PromptReader:
 
     async def _run(self, num_characters: int, function: Callable[[], T]) -> T:
         threads = self._short if num_characters <= _LONG_CHARACTERS else self._long
-        if threads is self._long and threads.num_waiting >= _MAX_LONG_WAITING:
+        kind, limit = ("long", _MAX_LONG_WAITING) if threads is self._long else ("short", _MAX_SHORT_WAITING)
+        if threads.num_waiting >= limit:
             raise QueueFull(
-                f"{threads.num_waiting} long texts wait to be read already", hint="try again", retry_after_seconds=1.0
+                f"{threads.num_waiting} {kind} texts wait to be read already", hint="try again", retry_after_seconds=1.0
             )
         return await threads.run(function)
+
+
+def _num_characters(message: Generate) -> int:
+    """Return how much a template has to read."""
+    num_characters = sum(map(len, message.tools)) + sum(map(len, message.template_options.values()))
+    for turn in message.messages:
+        num_characters += len(turn.role) + len(turn.content) + len(turn.tool_call_id)
+        num_characters += sum(len(call.name) + len(call.arguments) for call in turn.tool_calls)
+    return num_characters

@@ -108,6 +108,6 @@ class RequestTable:
     def grant(self, client: bytes, request_id: str, num_chunks: int) -> None:
         """Let chunks go to a reader; a word about another's request, or one that is over, changes nothing."""
         live = self._live.get(request_id)
-        if live is not None and live.client == client and live.answer.stream is not None:
-            live.answer.stream.grant(num_chunks)
+        if live is not None and live.client == client:
+            live.model.grant(live.answer, num_chunks)
             live.granted.set()

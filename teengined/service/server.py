@@ -18,8 +18,9 @@ from teengined.core.errors import (
     TeengineError,
 )
 from teengined.protocol.codec import CodecLimits, Envelope, correlation_of, decode, encode
-from teengined.protocol.messages import CLIENT_MESSAGES, Done, ErrorReply
+from teengined.protocol.messages import CLIENT_MESSAGES, Cancel, Done, ErrorReply, Finished, PlanReply, Scored
 from teengined.service.admission import owner_of
+from teengined.service.detached_threads import DetachedThreads
 from teengined.service.outbox import Outbox, Sent
 from teengined.service.settings import ProtocolSettings
 
@@ -27,8 +28,10 @@ __all__ = ["Call", "Handler", "HandlerTable", "Server", "Word", "error_reply"]
 
 logger = logging.getLogger(__name__)
 
-# A reply may be larger than any request is allowed to be: the plan of a model with many experts names each unit.
-_REPLY_FACTOR = 4
+# Tokens that a reply tells of, each with its alternatives: more take longer to encode than a token to compute.
+_MANY_TOLD = 256
+_LEAVE = Cancel()
+_LEFT = "left by its client"
 # A message that answers nothing, for no call: clients drop it, and the socket of one that left refuses it.
 _PROBE = encode(Envelope(correlation=0, message=Done()), CLIENT_MESSAGES, CodecLimits())
 
@@ -80,6 +83,7 @@ class Server:
     _limits: CodecLimits = field(init=False)
     _reply_limits: CodecLimits = field(init=False)
     _outbox: Outbox = field(init=False)
+    _encoding: DetachedThreads = field(init=False, default_factory=lambda: DetachedThreads(1))
     _calls: "dict[bytes, dict[int, asyncio.Task[None]]]" = field(init=False, default_factory=dict)
     _too_slow: set[bytes] = field(init=False, default_factory=set[bytes])
     """Clients whose calls are being ended because they do not read."""
@@ -87,11 +91,18 @@ class Server:
     def __post_init__(self) -> None:
         """Derive the codec's bounds."""
         settings = self.settings
-        self._limits = CodecLimits(max_message_bytes=settings.max_message, max_items=settings.max_items)
-        self._reply_limits = CodecLimits(
-            max_message_bytes=_REPLY_FACTOR * settings.max_message, max_items=settings.max_items
+        self._limits = CodecLimits(
+            max_message_bytes=settings.max_message,
+            max_items=settings.max_items,
+            max_structures=settings.max_structures,
         )
-        self._outbox = Outbox(send=self._send_now, max_pending=settings.max_pending, max_final=settings.max_calls)
+        self._reply_limits = CodecLimits(max_message_bytes=settings.max_reply_bytes, max_items=settings.max_items)
+        self._outbox = Outbox(
+            send=self._send_now,
+            max_pending=settings.max_pending,
+            max_pending_bytes=settings.max_pending_bytes,
+            max_final=settings.max_calls,
+        )
 
     async def serve(self) -> None:
         """Take messages until cancelled."""
@@ -116,7 +127,7 @@ class Server:
         self._outbox.close()
 
     def _take(self, client: bytes, frames: list[bytes], peer_address: str) -> None:
-        if self._outbox.num_pending(client) >= self.settings.max_pending:
+        if self._outbox.is_full(client):
             # It asks on without reading: an answer would wait too, and a line for each would fill the log instead.
             logger.debug("a request of a client that does not read is dropped")
             return
@@ -124,6 +135,9 @@ class Server:
             envelope = decode(frames, CLIENT_MESSAGES, self._limits)
             if word := self.handlers.words.get(cast("type[object]", type(envelope.message))):
                 word(client, envelope.message)
+                return
+            if envelope.message == _LEAVE:
+                self._end_call(client, envelope.correlation)
                 return
             handler = self._admit(client, envelope)
         except TeengineError as error:
@@ -138,7 +152,7 @@ class Server:
         )
         task = asyncio.create_task(self._run(call, handler, envelope.message))
         self._calls.setdefault(client, {})[correlation] = task
-        task.add_done_callback(lambda _: self._forget(client, correlation))
+        task.add_done_callback(lambda task: self._forget(client, correlation, task))
 
     def _admit(self, client: bytes, envelope: Envelope) -> Handler:
         kind = cast("type[object]", type(envelope.message))
@@ -161,14 +175,24 @@ class Server:
             final = await handler(call, message)
         except TeengineError as error:
             final = error_reply(error)
-        except asyncio.CancelledError:
-            final = error_reply(self._why_ended(call.client))
+        except asyncio.CancelledError as ended:
+            final = error_reply(self._why_ended(call.client, ended))
         except Exception as error:  # The edge: a mistake of ours becomes an error reply and a log entry.
             logger.exception("%s failed", type(message).__name__)
             final = error_reply(InternalError(f"{type(message).__name__} failed: {type(error).__name__}"))
-        self._reply(call.client, call.correlation, final)
+        if _is_large(final):
+            await self._reply_beside(call, final)
+        else:
+            self._reply(call.client, call.correlation, final)
 
-    def _forget(self, client: bytes, correlation: int) -> None:
+    def _end_call(self, client: bytes, correlation: int) -> None:
+        """End a call whose caller leaves it; one that is over already is not missed."""
+        if task := self._calls.get(client, {}).get(correlation):
+            task.cancel(_LEFT)
+
+    def _forget(self, client: bytes, correlation: int, task: "asyncio.Task[None]") -> None:
+        if task.cancelled():  # Before it began: nobody has told the caller.
+            self._reply(client, correlation, error_reply(Cancelled("the call was ended before it began")))
         calls = self._calls.get(client, {})
         calls.pop(correlation, None)
         if not calls:
@@ -190,7 +214,9 @@ class Server:
         for task in self._calls.get(client, {}).values():
             task.cancel()
 
-    def _why_ended(self, client: bytes) -> TeengineError:
+    def _why_ended(self, client: bytes, ended: asyncio.CancelledError) -> TeengineError:
+        if ended.args == (_LEFT,):
+            return Cancelled(f"the call was {_LEFT}")
         if client in self._too_slow:
             return SlowReader("this client reads its answers too slowly", hint="read them while they arrive")
         return Cancelled("the call was ended by the daemon, which stops")
@@ -207,16 +233,40 @@ class Server:
                 except zmq.ZMQError:
                     self._cut_off(client, Sent.GONE)
 
-    def _reply(self, client: bytes, correlation: int, message: Any) -> None:
+    async def _reply_beside(self, call: Call, message: Any) -> None:
+        """As `_reply`, for what takes a while to encode, in which others are served."""
         try:
-            frames = encode(Envelope(correlation=correlation, message=message), CLIENT_MESSAGES, self._reply_limits)
+            frames = await self._encoding.run(lambda: self._final_frames(call.correlation, message))
+        except asyncio.CancelledError as ended:
+            self._reply(call.client, call.correlation, error_reply(self._why_ended(call.client, ended)))
+        except RuntimeError:  # There is no thread to be had.
+            self._reply(call.client, call.correlation, message)
+        else:
+            self._outbox.put(call.client, frames, final=True)
+
+    def _reply(self, client: bytes, correlation: int, message: Any) -> None:
+        self._outbox.put(client, self._final_frames(correlation, message), final=True)
+
+    def _final_frames(self, correlation: int, message: Any) -> list[bytes]:
+        try:
+            return encode(Envelope(correlation=correlation, message=message), CLIENT_MESSAGES, self._reply_limits)
         except MessageTooLarge as error:
             envelope = Envelope(correlation=correlation, message=error_reply(error))
-            frames = encode(envelope, CLIENT_MESSAGES, self._reply_limits)
-        self._outbox.put(client, frames, final=True)
+            return encode(envelope, CLIENT_MESSAGES, self._reply_limits)
 
     def _send_now(self, client: bytes, frames: list[bytes]) -> None:
         self.socket.send_multipart([client, *frames], flags=zmq.DONTWAIT).result()
+
+
+def _is_large(message: Any) -> bool:
+    """Say whether a reply may take long to encode."""
+    match message:
+        case Finished():
+            return len(message.prompt_logprobs) > _MANY_TOLD
+        case Scored():
+            return len(message.logprobs) > _MANY_TOLD
+        case _:
+            return isinstance(message, PlanReply)
 
 
 def _peer_address(frame: Any) -> str:

@@ -21,6 +21,8 @@ __all__ = [
 GIB = 1 << 30
 MIB = 1 << 20
 KIB = 1 << 10
+# How much larger a reply may be than any request is allowed to be.
+_REPLY_FACTOR = 4
 
 
 def setting(default: Any, unit: str, reason: str, *, minimum: float | None = None) -> Any:
@@ -78,6 +80,12 @@ class ProtocolSettings:
 
     max_message: int = setting(4 * MIB, "bytes", "A prompt of a million tokens as text is about 4 MB.", minimum=4096)
     max_items: int = setting(1 << 20, "items", "Of one list in a message: a million token ids.", minimum=1024)
+    max_structures: int = setting(
+        1 << 14,
+        "lists and tables",
+        "Of one message: thousands of turns, or of inputs; more keep others waiting while they are checked.",
+        minimum=1024,
+    )
     send_queue: int = setting(
         256,
         "messages",
@@ -87,11 +95,22 @@ class ProtocolSettings:
     max_pending: int = setting(
         1024, "messages", "Kept beyond that for each client; then its requests are cancelled.", minimum=1
     )
+    max_pending_bytes: int = setting(
+        64 * MIB,
+        "bytes",
+        "As max_pending: some of the largest replies. What ends a call is kept beyond it, or nobody would learn of it.",
+        minimum=MIB,
+    )
     max_clients: int = setting(1024, "clients", "With a reply waiting or a call under way, at once.", minimum=1)
     max_calls: int = setting(256, "calls", "Under way at once for one client.", minimum=1)
     probe_interval: float = setting(
         0.25, "seconds", "How soon a client that left while its call waits is noticed; costs one message.", minimum=0.02
     )
+
+    @property
+    def max_reply_bytes(self) -> int:
+        """Largest message that is sent: the plan of a model with many experts names each unit."""
+        return _REPLY_FACTOR * self.max_message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +153,10 @@ class BatchingSettings:
         2048, "inputs", "Of one request for embeddings: what evaluation and indexing send at once.", minimum=1
     )
     max_stream_buffer: int = setting(
-        256 * KIB, "bytes", "Of one answer whose reader is slow: about 60,000 tokens of text.", minimum=KIB
+        MIB,
+        "bytes",
+        "Of one answer whose reader is slow: about 100,000 tokens of text, or 300 with 20 alternatives each.",
+        minimum=KIB,
     )
     prompt_stretch: float = setting(
         2.5,

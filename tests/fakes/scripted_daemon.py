@@ -21,7 +21,10 @@ class ScriptedDaemon:
 
     def __init__(self, directory: Path) -> None:
         self.endpoint = f"ipc://{directory}/teengined.sock"
-        self.script: dict[type, Script] = {wire.Hello: lambda _: [wire.Welcome(version="0", host="h", pid=1)]}
+        self.script: dict[type, Script] = {
+            wire.Hello: lambda _: [wire.Welcome(version="0", host="h", pid=1)],
+            wire.Cancel: lambda _: [],
+        }
         self.asked: list[Any] = []
         self._stopping = threading.Event()
         self._bound = threading.Event()

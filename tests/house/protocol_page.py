@@ -9,6 +9,7 @@ from types import ModuleType
 from teengined.core import device, errors, plan, request, sampling
 from teengined.protocol import messages, worker_messages
 from teengined.protocol.codec import PROTOCOL_VERSION, CodecLimits
+from teengined.service.settings import ProtocolSettings
 
 __all__ = ["render"]
 
@@ -34,7 +35,8 @@ default it may be left out. Unknown fields, missing fields and wrong types are r
 field has a default, a changed meaning gets a new tag. A whole number serves as a `float`.
 
 The daemon takes bodies of up to {CodecLimits().max_message_bytes} bytes and arrays of up to {CodecLimits().max_items}
-items (`protocol.max_message`, `protocol.max_items`), and tables of up to 1024 keys. What is not a message is answered
+items (`protocol.max_message`, `protocol.max_items`), tables of up to 1024 keys, and {ProtocolSettings().max_structures}
+arrays and tables in one message (`protocol.max_structures`). What is not a message is answered
 with `error`, whose code is `malformed`, `unknown_version` or `message_too_large`. Nothing is ever unpickled.
 
 ## Calls

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ import pytest
 
 from teengined.core.errors import RequestError
 from teengined.core.request import ChatMessage, ToolCall
+from teengined.service import chat_template
 from teengined.service.chat_template import ChatTemplate
 from teengined.service.rendering.exchange import RenderBounds
 from tests.fakes.running_daemon import wait_until
@@ -202,3 +204,15 @@ def test_deeply_nested_arguments_are_rendered_or_refused(opened: OPEN, depth: in
             assert template.render((turn,), now=NOW).strip('"') == deep.arguments
     else:
         assert template.render((turn,), now=NOW) == deep.arguments
+
+
+def test_a_process_that_ends_before_it_says_anything_is_no_refusal_of_the_template(
+    opened: OPEN, monkeypatch: pytest.MonkeyPatch
+):
+    template = opened("{{ messages[0].content }}")
+    with monkeypatch.context() as patched:
+        patched.setattr(chat_template, "_PROGRAM", (sys.executable, "-c", ""))
+        with pytest.raises(RequestError, match="was stopped"):
+            template.render(HELLO, now=NOW)
+
+    assert template.render(HELLO, now=NOW) == "be kind"

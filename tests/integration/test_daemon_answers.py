@@ -196,6 +196,41 @@ def test_leaving_the_iteration_early_cancels(client: Client):
     assert num_completed(client) == before
 
 
+def test_leaving_before_the_request_is_accepted_cancels(daemon: RunningDaemon, client: Client):
+    before = num_completed(client)
+
+    async def leave_at_once() -> None:
+        async with AsyncClient(daemon.endpoint) as leaving:
+            await leaving.status()
+            asking = asyncio.create_task(anext(leaving.generate(ask("a" * 3000, max_tokens=500))))
+            await asyncio.sleep(0)  # The request leaves in the task's first step.
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            # The connection stays, so that nothing else would end the request.
+            while (await leaving.requests()).requests or (await leaving.status()).num_running:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(leave_at_once(), 30))
+    assert num_completed(client) == before
+
+
+def test_leaving_before_the_acceptance_is_read_cancels_for_the_blocking_client_too(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+):
+    before = num_completed(client)
+
+    def interrupted(*_, **__) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(client, "_receive", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(client.generate(ask("a" * 3000, max_tokens=500)))
+
+    wait_until(lambda: not client.requests().requests and not client.status().num_running, "nothing is left running")
+    assert num_completed(client) == before
+
+
 def test_client_that_vanishes_is_noticed_and_its_answer_cancelled(daemon: RunningDaemon, client: Client):
     before = num_completed(client)
     context = zmq.Context()

@@ -20,7 +20,8 @@ MAX_MESSAGE = 64 * 1024
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[RunningDaemon]:
-    limits = '[protocol]\nmax_message = "64KiB"\nsend_queue = 4\nmax_pending = 8\nmax_calls = 3'
+    limits = '[protocol]\nmax_message = "64KiB"\nsend_queue = 4\nmax_pending = 8\nmax_calls = 3\n'
+    limits += '[batching]\nmax_stream_buffer = "64KiB"'
     with RunningDaemon(settings=limits, worker_arguments=', "--step-seconds", "0.002"') as running:
         with running.client() as client:
             running.load(client)

@@ -6,25 +6,31 @@ import secrets
 import sys
 import time
 from array import array
-from collections.abc import Coroutine, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
-from teengined.core.errors import Cancelled, InternalError, NumericalFault, RequestError
+from teengined.core.errors import Cancelled, InternalError, NumericalFault, QueueFull, QuotaExceeded, RequestError
 from teengined.core.request import FinishReason, Goal, TokenLogprobs, Usage
 from teengined.core.sampling import SamplingParams
 from teengined.protocol import messages as wire
-from teengined.service.admission import cache_salt_of, check_embed, check_prompt, check_score, timeout_of
+from teengined.service.admission import cache_salt_of, check_embed, check_prompt, check_score, check_told, timeout_of
 from teengined.service.answer import Outcome
 from teengined.service.context import ServiceContext
 from teengined.service.deployment import LoadedModel
+from teengined.service.detached_threads import DetachedThreads
 from teengined.service.requests import RequestTable
 from teengined.service.server import Call
 from teengined.service.submission import Submission
 
-__all__ = ["Scorings", "normalized"]
+__all__ = ["Scorings", "normalized", "patiently"]
 
 # Of one call for many vectors: enough to fill steps, few enough to leave the queue to others.
 _MAX_AT_ONCE = 32
+# Between two tries of one of them: room is found soon after it is there, and looking for it costs little.
+_SHORTEST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 0.02, 0.5
+
+T = TypeVar("T")
 
 
 class Scorings:
@@ -33,15 +39,18 @@ class Scorings:
     def __init__(self, requests: RequestTable) -> None:
         """Share the table of requests with the other handlers."""
         self._requests = requests
+        self._arithmetic = DetachedThreads(1)
 
     async def score(self, context: ServiceContext, call: Call, message: wire.Score) -> wire.Scored:
         """Tell how probable a continuation is."""
         context.deployments.check_open()
         model = context.deployments.get(message.model)
         check_score(message)
+        model.check_room(call.owner, 1)
         ends_seconds = time.monotonic() + timeout_of(message.timeout_seconds, model.request_limits)
         before, after = await model.prompts.read_pair(message)
         check_prompt(before + after, 0, model.request_limits)
+        check_told(len(after), message.top, model.request_limits)
         submission = Submission(
             request_id=secrets.token_hex(8),
             owner=call.owner,
@@ -59,16 +68,21 @@ class Scorings:
         return _scored(outcome, message.top)
 
     async def embed(self, context: ServiceContext, call: Call, message: wire.Embed) -> wire.Embedded:
-        """Turn each input into a vector."""
+        """Turn each input into a vector. A call that is taken waits for room for the rest of its inputs.
+
+        Raises:
+            QueueFull, QuotaExceeded: there is no room for the first one, or was none in time.
+        """
         context.deployments.check_open()
         model = context.deployments.get(message.model)
         check_embed(message, model.request_limits)
+        model.check_room(call.owner, 1)
         ends_seconds = time.monotonic() + timeout_of(message.timeout_seconds, model.request_limits)
         places = asyncio.Semaphore(_MAX_AT_ONCE)
 
         async def embed_one(item: str | tuple[int, ...]) -> Outcome:
             async with places:
-                prompt = await model.prompts.read_text(item) if isinstance(item, str) else item
+                prompt = await patiently(partial(_read, model, item), ends_seconds)
                 check_prompt(prompt, 0, model.request_limits)
                 submission = Submission(
                     request_id=secrets.token_hex(8),
@@ -80,10 +94,11 @@ class Scorings:
                     goal=Goal.EMBED,
                     pooling=message.pooling,
                 )
-                return await self._run(model, call, submission)
+                return await patiently(partial(self._run, model, call, submission), ends_seconds)
 
         outcomes = await _all_or_none([embed_one(item) for item in message.texts or message.token_ids])
-        return _embedded(outcomes, normalize=message.normalize)
+        # Millions of numbers take a while, in which others are served.
+        return await self._arithmetic.run(partial(_embedded, outcomes, normalize=message.normalize))
 
     async def _run(self, model: LoadedModel, call: Call, submission: Submission) -> Outcome:
         with self._requests.under_way(model, model.submit(submission), call.client) as live:
@@ -91,6 +106,27 @@ class Scorings:
         if outcome.reason is FinishReason.CANCELLED:
             raise Cancelled(f"request {submission.request_id} was cancelled")
         return outcome
+
+
+async def patiently(ask: Callable[[], Awaitable[T]], ends_seconds: float) -> T:
+    """Return what `ask` returns, asking again while there is no room for it, until `ends_seconds` (monotonic).
+
+    Raises:
+        QueueFull, QuotaExceeded: there was none in time.
+    """
+    while True:
+        try:
+            return await ask()
+        except (QueueFull, QuotaExceeded) as full:
+            wanted_seconds = full.retry_after_seconds or 0.0
+            delay_seconds = min(max(wanted_seconds, _SHORTEST_DELAY_SECONDS), _LONGEST_DELAY_SECONDS)
+            if time.monotonic() + delay_seconds >= ends_seconds:
+                raise
+            await asyncio.sleep(delay_seconds)
+
+
+async def _read(model: LoadedModel, item: str | tuple[int, ...]) -> tuple[int, ...]:
+    return await model.prompts.read_text(item) if isinstance(item, str) else item
 
 
 def normalized(vector: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """Which handler does which call."""
 
+import os
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ __all__ = ["handler_table"]
 def handler_table(context: ServiceContext) -> HandlerTable:
     """Return the handler of every class that clients may send, bound to one daemon."""
     requests = RequestTable()
-    generations, scorings = Generations(requests), Scorings(requests)
+    generations, scorings = Generations(requests, os.getuid()), Scorings(requests)
     table: dict[type, Callable[..., Awaitable[Any]]] = {
         wire.Hello: inspection.hello,
         wire.GetStatus: inspection.get_status,

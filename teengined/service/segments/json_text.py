@@ -15,6 +15,8 @@ _IN_STRING = re.compile(r'[^"\\\x00-\x1f]*')
 _BETWEEN = re.compile(r"[ \t\r\n0-9+\-.,:eEtrufalsn]*")
 _SPACE = re.compile(r"[ \t\r\n]*")
 _SPACES = " \t\r\n"
+# JSON can name half a character; `json` joins the halves that belong together.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class JsonScan:
@@ -124,9 +126,9 @@ def array_elements(text: str) -> list[str] | None:
 
 
 def string_of(text: str) -> str | None:
-    """Return the string that a valid JSON text is; None for anything else."""
+    """Return the string that a valid JSON text is; None for anything else, and for text that no encoding can carry."""
     value: Any = json.loads(text)
-    return value if isinstance(value, str) else None
+    return value if isinstance(value, str) and _SURROGATE.search(value) is None else None
 
 
 def _members(text: str) -> Iterator[tuple[str, str]]:

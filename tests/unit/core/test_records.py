@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from teengined.core import records
 from teengined.core.records import RecordError, from_mapping, to_mapping
 
 Id = NewType("Id", str)
@@ -141,3 +142,22 @@ def test_check_of_the_record_itself_becomes_a_record_error() -> None:
 
 def test_what_is_no_table_is_refused() -> None:
     assert refusal([1, 2]).problem == "expected a table, got list"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    values: tuple[int, ...]
+
+
+def test_a_wrong_item_among_many_costs_one_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
+    converted: list[str] = []
+    convert = records._convert
+
+    def counting(hint: Any, value: Any, path: str) -> Any:
+        converted.append(path)
+        return convert(hint, value, path)
+
+    monkeypatch.setattr(records, "_convert", counting)
+
+    assert refusal({"values": [1] * 10_000 + ["2"]}, Numbers).path == "values[10000]"
+    assert converted == ["values", "values[10000]"]

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from teengined.core import records
 from teengined.core.errors import MessageTooLarge, ProtocolError, RequestError, UnknownVersion
 from teengined.protocol.codec import HEADER, CodecLimits, Envelope, correlation_of, decode, encode
 from teengined.protocol.messages import CLIENT_MESSAGES
@@ -154,3 +155,47 @@ def test_long_unknown_tag_is_not_echoed_in_full() -> None:
         decode(body([0, "x" * 5000, {}]), TAGS, LIMITS)
 
     assert len(caught.value.message) < 200
+
+
+class Counted:
+    """Counts how often one was made."""
+
+    num_made = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    pairs: tuple[tuple[int, float], ...] = ()
+    texts: tuple[str, ...] = ()
+    inner: "tuple[Item, ...]" = ()
+
+    def __post_init__(self) -> None:
+        Counted.num_made += 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"pairs": [[1, 1.0]] * 1000},
+        {"pairs": [[]] * 1000},
+        {"inner": [{"inner": [{"inner": [{}] * 9}] * 9}] * 9},
+    ],
+)
+def test_structures_are_counted_before_any_is_converted(fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(records, "_convert", None)
+    monkeypatch.setattr(Counted, "num_made", 0)
+    body = msgpack.packb([7, "item", fields])
+
+    with pytest.raises(MessageTooLarge, match="more than 500 arrays and tables"):
+        decode([HEADER, body], {"item": Item}, CodecLimits(max_structures=500))
+
+    assert Counted.num_made == 0
+
+
+def test_plain_values_and_few_structures_pass():
+    fields = {"texts": ["a"] * 100_000, "pairs": [[1, 0.5]] * 400}
+    limits = CodecLimits(max_structures=500)
+
+    message = decode([HEADER, msgpack.packb([7, "item", fields])], {"item": Item}, limits).message
+
+    assert (len(message.texts), message.pairs) == (100_000, ((1, 0.5),) * 400)

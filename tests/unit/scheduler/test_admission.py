@@ -97,3 +97,28 @@ def test_what_is_admitted_can_be_refused_again_only_for_good_reason():
     assert not issubclass(ContextTooLong, CapacityError)
     assert QueueFull.retryable
     assert QuotaExceeded.retryable
+
+
+def test_room_is_asked_for_before_the_prompt_is_known_and_changes_nothing():
+    machine = scheduler(max_running=1, max_waiting=2, max_owner_waiting=1)
+    machine.check_room("someone", 2)
+    machine.handle(submitted(1), 0.0)
+    next_run(machine)
+    machine.check_room("someone", 1)
+    machine.handle(submitted(2, owner="someone"), 0.0)
+
+    with pytest.raises(QuotaExceeded, match="1 sequences of 'someone' wait already"):
+        machine.check_room("someone", 1)
+    machine.check_room("another", 1)
+    with pytest.raises(RequestError, match="3 choices are more than can ever wait here"):
+        machine.check_room("another", 3)
+
+    assert machine.num_waiting == 1
+
+
+def test_no_room_is_told_where_prompt_tokens_wait():
+    machine = scheduler(max_waiting_tokens=10)
+    machine.handle(submitted(1, prompt=tuple(range(10))), 0.0)
+
+    with pytest.raises(QueueFull, match="10 prompt tokens wait already; the limit is 10"):
+        machine.check_room("someone", 1)

@@ -1,10 +1,12 @@
 import math
 from dataclasses import replace
 
+import msgpack
 import pytest
 
 from teengined.core.errors import ContextTooLong, RequestError
-from teengined.core.request import ChatMessage
+from teengined.core.records import to_mapping
+from teengined.core.request import ChatMessage, TokenLogprobs
 from teengined.core.sampling import SamplingParams
 from teengined.protocol.messages import Embed, Generate, Score
 from teengined.service.admission import (
@@ -14,11 +16,15 @@ from teengined.service.admission import (
     check_generate,
     check_prompt,
     check_score,
+    check_told,
+    may_act_for,
     owner_of,
     timeout_of,
 )
 
-LIMITS = ModelLimits(model="m", vocab_size=10, context_tokens=100, max_choices=4, max_inputs=3, max_seconds=60.0)
+LIMITS = ModelLimits(
+    model="m", vocab_size=10, context_tokens=100, max_choices=4, max_inputs=3, max_seconds=60.0, max_reply_bytes=10_000
+)
 HELLO = Generate(model="m", prompt="hello")
 
 
@@ -154,3 +160,25 @@ def test_salts_of_different_owners_and_names_never_meet():
 
     assert len({cache_salt_of(owner, salt) for owner, salt in pairs}) == len(pairs)
     assert cache_salt_of("a", "b") == cache_salt_of("a", "b")
+
+
+def test_what_is_told_of_a_prompt_must_fit_into_a_reply():
+    check_told(250, 0, LIMITS)
+    check_told(29, 20, LIMITS)
+
+    with pytest.raises(RequestError, match="of 30 given tokens, each with 20 alternatives, may take 10200 bytes"):
+        check_told(30, 20, LIMITS)
+
+
+def test_what_was_let_pass_fits_on_the_wire():
+    told = TokenLogprobs(token_id=2**31 - 1, logprob=-1.5, top=((2**31 - 1, -1.5),) * 20)
+    bound = 1000 * (40 + 20 * 15)
+
+    assert len(msgpack.packb(to_mapping((told,) * 1000))) <= bound + 5
+
+
+@pytest.mark.parametrize(
+    ("caller", "may"), [("uid:7", True), ("uid:0", True), ("uid:500", True), ("uid:8", False), ("client:00", False)]
+)
+def test_who_may_act_for_user_7(caller: str, may: bool):
+    assert may_act_for(caller, "uid:7", daemon_uid=500) is may

@@ -1,9 +1,10 @@
 import asyncio
 from collections.abc import Callable
+from typing import NoReturn
 
 import pytest
 
-from teengined.core.errors import InternalError, NumericalFault, SlowReader
+from teengined.core.errors import InternalError, MessageTooLarge, NumericalFault, SlowReader
 from teengined.core.request import FinishReason, TokenLogprobs
 from teengined.protocol.messages import TokenChunk
 from teengined.protocol.worker_messages import PooledVector, PromptLogprobs, SampledToken
@@ -24,7 +25,7 @@ class Story:
     def __init__(self, credits_: int | None = None, stops: tuple[str, ...] = ()) -> None:
         self.table = AnswerTable(speed=meter(compute_seconds=1.0, streamed_bytes=0, disk=1.0))
         self.sent: list[TokenChunk] = []
-        stream = ChunkStream(request_id="r", send=self.sent.append, credits=credits_, max_buffer_bytes=30)
+        stream = ChunkStream(request_id="r", send=self.sent.append, credits=credits_, max_buffer_bytes=50)
         self.answer = Answer(
             request_id="r",
             model="m",
@@ -219,5 +220,78 @@ def test_what_is_missing_of_the_prompt_fails_the_request():
 
         with pytest.raises(InternalError, match="missing"):
             made.answer.ended.result()
+
+    tell(story)
+
+
+class Failing:
+    """Text or socket that fails on one word."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, *_) -> NoReturn:
+        raise self.error
+
+
+def beside(made: Story) -> Story:
+    """Put another answer into the same table, as sequences 3 and 4."""
+    other = Story()
+    for choice in other.answer.choices:
+        choice.sequence_id += 2
+    other.answer.request_id = "other"
+    other.table = made.table
+    made.table.add(other.answer)
+    return other
+
+
+def test_an_answer_that_cannot_be_told_ends_and_what_follows_is_obeyed(caplog: pytest.LogCaptureFixture):
+    def story() -> None:
+        made = Story()
+        other = beside(made)
+        made.answer.choices[0].detokenizer = Detokenizer(Failing(UnicodeEncodeError("utf-8", "", 0, 1, "no")))
+
+        assert made.emit(1, "a") == [Cancelled(sequence_id=1), Cancelled(sequence_id=2)]
+        other.emit(3, "b")
+        other.table.flush()
+
+        assert isinstance(made.answer.ended.exception(), InternalError)
+        assert not other.answer.ended.done()
+        assert [chunk.text for chunk in other.sent] == ["b"]
+        assert "request r cannot go on" in caplog.text
+
+    tell(story)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(RuntimeError("a bug"), InternalError), (MessageTooLarge("too much"), MessageTooLarge)]
+)
+def test_an_answer_that_cannot_be_sent_ends_and_others_are_sent(error: Exception, told: type[Exception]):
+    def story() -> None:
+        made = Story()
+        other = beside(made)
+        assert made.answer.stream is not None
+        made.answer.stream.send = Failing(error)
+        made.emit(1, "a")
+        other.emit(3, "b")
+
+        assert made.table.flush() == [Cancelled(sequence_id=1), Cancelled(sequence_id=2)]
+        assert isinstance(made.answer.ended.exception(), told)
+        assert [chunk.text for chunk in other.sent] == ["b"]
+
+    tell(story)
+
+
+def test_a_grant_for_what_cannot_be_sent_ends_the_answer():
+    def story() -> None:
+        made = Story(credits_=1)
+        made.emit(1, "a")
+        made.table.flush()
+        made.emit(1, "b")
+        assert made.answer.stream is not None
+        made.answer.stream.send = Failing(MessageTooLarge("too much"))
+
+        assert made.table.grant(made.answer, 1) == [Cancelled(sequence_id=1), Cancelled(sequence_id=2)]
+        assert isinstance(made.answer.ended.exception(), MessageTooLarge)
 
     tell(story)

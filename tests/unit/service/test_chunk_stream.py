@@ -1,4 +1,5 @@
 import random
+import tracemalloc
 
 import pytest
 
@@ -82,7 +83,7 @@ def test_a_grant_of_nothing_lets_nothing_go(num_chunks: int):
 
 
 def test_more_than_may_wait_is_seen():
-    made, _ = stream(1, max_buffer_bytes=60)
+    made, _ = stream(1, max_buffer_bytes=90)
     put(made, piece(0), *(piece(1) for _ in range(10)))
     assert not made.is_over
 
@@ -120,3 +121,24 @@ def test_however_credits_come_the_numbers_have_no_gap_and_the_texts_are_whole():
     assert [chunk.sequence for chunk in sent] == list(range(made.num_sent)), f"seed {seed}"
     told = {choice: "".join(chunk.text for chunk in sent if chunk.choice == choice) for choice in texts}
     assert told == texts, f"seed {seed}"
+
+
+def test_what_waits_with_alternatives_is_counted_as_python_holds_it():
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        told = tuple(
+            TokenLogprobs(
+                token_id=1000 + token,
+                logprob=-1.0 / (token + 3),
+                top=tuple((2000 + i, -1.0 / (i + 3)) for i in range(20)),
+            )
+            for token in range(100)
+        )
+        held = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+
+    counted = Piece(choice=0, said=SegmentDelta(), token_ids=(1,) * 100, logprobs=told).size_bytes
+
+    assert 0.8 * held < counted < 1.5 * held

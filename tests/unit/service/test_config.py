@@ -48,7 +48,12 @@ def test_every_field_has_a_unit_and_a_reason(tmp_path: Path):
 
 
 def test_sizes_and_durations_may_be_text_or_numbers(tmp_path: Path):
-    file = write(tmp_path / "a.toml", '[protocol]\nmax_message = 8192\n[[devices]]\nid = "cpu:0"\nmemory = "1.5GiB"\n')
+    text = """
+        protocol = {max_message = 8192}
+        batching = {max_stream_buffer = "4KiB"}
+        devices = [{id = "cpu:0", memory = "1.5GiB"}]
+    """
+    file = write(tmp_path / "a.toml", text)
 
     config = validate_file(file)
 
@@ -111,3 +116,21 @@ def test_wrong_variable_is_named(tmp_path: Path, name: str, value: str, told: st
 def test_named_file_that_is_missing_is_an_error(tmp_path: Path):
     with pytest.raises(ConfigError, match="No such file"):
         load_config(ConfigSources(file=tmp_path / "none.toml"), {})
+
+
+def test_what_waits_for_a_reader_must_fit_into_a_message(tmp_path: Path):
+    file = write(tmp_path / "a.toml", '[protocol]\nmax_message = "512KiB"\n')
+    told = "batching.max_stream_buffer is 1MiB, more than protocol.max_message, 512KiB"
+
+    with pytest.raises(ConfigError, match=told):
+        load_config(ConfigSources(file=file), {})
+    with pytest.raises(ConfigError, match=told):
+        validate_file(file)
+
+
+def test_values_that_go_together_may_come_from_different_sources(tmp_path: Path):
+    file = write(tmp_path / "a.toml", '[protocol]\nmax_message = "512KiB"\n')
+
+    loaded = load_config(ConfigSources(file=file), {"TEENGINED_BATCHING__MAX_STREAM_BUFFER": "512KiB"})
+
+    assert loaded.config.batching.max_stream_buffer == loaded.config.protocol.max_message

@@ -41,3 +41,19 @@ def test_places_are_given_back():
         return [await threads.run(lambda: number) for number in range(5)]  # noqa: B023 - each is awaited before the next
 
     assert asyncio.run(ask()) == [0, 1, 2, 3, 4]
+
+
+def test_a_thread_that_cannot_start_costs_no_place(monkeypatch: pytest.MonkeyPatch):
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def ask() -> int:
+        threads = DetachedThreads(1)
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError, match="can't start"):
+                await threads.run(lambda: 1)
+        async with asyncio.timeout(20):
+            return await threads.run(lambda: 7)
+
+    assert asyncio.run(ask()) == 7

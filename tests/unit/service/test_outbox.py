@@ -30,14 +30,14 @@ def put(outbox: Outbox, content: bytes, final: bool = False) -> Sent:
 def test_message_goes_out_at_once_where_there_is_room():
     wire = Wire()
 
-    assert put(Outbox(send=wire.send, max_pending=2, max_final=1), b"a") is Sent.HANDED_OVER
+    assert put(Outbox(send=wire.send, max_pending=2, max_pending_bytes=100, max_final=1), b"a") is Sent.HANDED_OVER
     assert wire.sent == [b"a"]
 
 
 def test_messages_wait_in_order_and_follow_when_there_is_room():
     async def story() -> list[bytes]:
         wire = Wire()
-        outbox = Outbox(send=wire.send, max_pending=2, max_final=1)
+        outbox = Outbox(send=wire.send, max_pending=2, max_pending_bytes=100, max_final=1)
         wire.error = zmq.Again()
         put(outbox, b"a")
         wire.error = None
@@ -52,7 +52,7 @@ def test_client_beyond_its_bound_is_too_slow_but_still_gets_its_final_messages()
     async def story() -> list[Sent]:
         wire = Wire()
         wire.error = zmq.Again()
-        outbox = Outbox(send=wire.send, max_pending=2, max_final=1)
+        outbox = Outbox(send=wire.send, max_pending=2, max_pending_bytes=100, max_final=1)
         outcomes = [put(outbox, b"a"), put(outbox, b"b"), put(outbox, b"c"), put(outbox, b"end", final=True)]
         outcomes.append(put(outbox, b"one more", final=True))
         outbox.close()
@@ -65,10 +65,28 @@ def test_client_that_left_is_forgotten_with_all_that_waited():
     async def story() -> tuple[Sent, int]:
         wire = Wire()
         wire.error = zmq.Again()
-        outbox = Outbox(send=wire.send, max_pending=2, max_final=1)
+        outbox = Outbox(send=wire.send, max_pending=2, max_pending_bytes=100, max_final=1)
         put(outbox, b"a")
         wire.error = zmq.ZMQError(zmq.EHOSTUNREACH)
         await empty(outbox)
         return put(outbox, b"b"), outbox.num_pending(b"client")
 
     assert asyncio.run(story()) == (Sent.GONE, 0)
+
+
+def test_bytes_that_wait_are_bounded_and_counted_down_when_they_leave():
+    async def story() -> list[object]:
+        wire = Wire()
+        wire.error = zmq.Again()
+        outbox = Outbox(send=wire.send, max_pending=9, max_pending_bytes=100, max_final=1)
+        told: list[object] = [put(outbox, b"x" * 60), put(outbox, b"x" * 41), outbox.is_full(b"client")]
+        told += [put(outbox, b"x" * 40), outbox.is_full(b"client"), put(outbox, b"end", final=True)]
+        wire.error = None
+        await empty(outbox)
+        wire.error = zmq.Again()
+        told += [put(outbox, b"x" * 100), outbox.is_full(b"other")]
+        outbox.close()
+        return told
+
+    sent = [Sent.WAITING, Sent.TOO_SLOW, False, Sent.WAITING, True, Sent.WAITING, Sent.WAITING, False]
+    assert asyncio.run(story()) == sent

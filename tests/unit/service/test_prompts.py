@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from teengined.core.errors import QueueFull
-from teengined.core.request import ChatMessage
+from teengined.core.request import ChatMessage, ToolCall
 from teengined.protocol.messages import Generate, Score
 from teengined.service.prompts import PromptReader
 from teengined.service.text import TextCodec
@@ -74,6 +74,64 @@ def test_long_texts_that_wait_are_limited(text: StuckOnLong):
 
         with pytest.raises(QueueFull, match="16 long texts"):
             await reader.read_text(LONG)
+
+        text.let.set()
+        await asyncio.gather(*waiting)
+
+    asyncio.run(story())
+
+
+class StuckOnAll(StuckOnLong):
+    """Reads nothing before it is let."""
+
+    def encode(self, prompt: str, max_tokens: int | None = None) -> tuple[int, ...]:
+        assert self.let.wait(20)
+        return (1,)
+
+
+def test_short_texts_that_wait_are_limited(tmp_path: Path):
+    text = StuckOnAll(write_byte_package(tmp_path), 1000)
+
+    async def story() -> None:
+        reader = PromptReader(text, 100, lambda: NOW)
+        waiting = [asyncio.create_task(reader.read_text("hi")) for _ in range(4 + 512)]
+        await asyncio.sleep(0)
+
+        with pytest.raises(QueueFull, match="512 short texts"):
+            await reader.read_text("hi")
+
+        text.let.set()
+        await asyncio.gather(*waiting)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": ("{}" + " " * 100_000,)},
+        {"template_options": {"a": "1" + " " * 100_000}},
+        {
+            "messages": (
+                ChatMessage(role="user", content="hi"),
+                ChatMessage(
+                    role="assistant",
+                    content="",
+                    tool_calls=(ToolCall(id="1", name="f", arguments='{"a": "' + LONG + '"}'),),
+                ),
+            )
+        },
+    ],
+)
+def test_all_that_a_template_reads_makes_a_prompt_long(text: StuckOnLong, fields: dict[str, Any]):
+    async def story() -> None:
+        reader = PromptReader(text, 100, lambda: NOW)
+        waiting = [asyncio.create_task(reader.read_text(LONG)) for _ in range(17)]
+        await asyncio.sleep(0)
+        chat: dict[str, Any] = {"messages": (ChatMessage(role="user", content="hi"),)}
+
+        with pytest.raises(QueueFull, match="16 long texts"):
+            await reader.read(Generate(model="m", **(chat | fields)))
 
         text.let.set()
         await asyncio.gather(*waiting)

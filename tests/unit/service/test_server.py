@@ -1,14 +1,18 @@
 """Clients that flood, leave or say a word in between: what waits for them is bounded, and they are found out."""
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 import zmq
 
 from teengined.core.errors import error_class
+from teengined.core.request import FinishReason, TokenLogprobs, Usage
 from teengined.protocol.codec import CodecLimits, Envelope, decode, encode
-from teengined.protocol.messages import CLIENT_MESSAGES, Done, GetStatus, Grant, ListModels
+from teengined.protocol.messages import CLIENT_MESSAGES, Cancel, Done, Finished, GetStatus, Grant, ListModels
+from teengined.service import server as server_module
 from teengined.service.server import HandlerTable, Server
 from teengined.service.settings import ProtocolSettings
 
@@ -162,3 +166,80 @@ def test_a_client_that_streams_beyond_its_bound_is_told_that_it_is_too_slow():
     asyncio.run(serve(client, handlers(flood), story))
 
     assert error_class(client.replies[-1].message.code).__name__ == "SlowReader"
+
+
+def test_a_call_that_its_client_leaves_ends_and_others_go_on():
+    begun = asyncio.Event()
+    cancelled: list[int] = []
+
+    async def wait_for_ever(call, _message) -> Done:
+        try:
+            if call.correlation == 2:
+                begun.set()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(call.correlation)
+            raise
+        return Done()
+
+    client = OneClient([frames(1, GetStatus()), frames(2, GetStatus())])
+
+    async def story(server: Server) -> None:
+        await begun.wait()
+        server._take(b"client", frames(1, Cancel()), "")
+        server._take(b"client", frames(7, Cancel()), "")
+        await until(lambda: client.replies)
+        assert cancelled == [1]
+
+    asyncio.run(serve(client, handlers(wait_for_ever), story))
+
+    assert (client.replies[0].correlation, client.replies[0].message.message) == (1, "the call was left by its client")
+
+
+def test_a_call_that_is_left_before_it_begins_is_told_so():
+    async def never(_call, _message) -> Done:
+        raise AssertionError("it was left before")
+
+    client = OneClient([])
+
+    async def story(server: Server) -> None:
+        server._take(b"client", frames(1, GetStatus()), "")
+        server._take(b"client", frames(1, Cancel()), "")
+        await until(lambda: client.replies)
+
+    asyncio.run(serve(client, handlers(never), story))
+
+    assert client.replies[0].message.code == "cancelled"
+
+
+@pytest.mark.parametrize("num_told", [1, 1000])
+def test_a_reply_that_tells_much_is_encoded_beside_the_loop(num_told: int, monkeypatch: pytest.MonkeyPatch):
+    threads: list[threading.Thread] = []
+    usage = Usage(
+        prompt_tokens=1,
+        completion_tokens=1,
+        prefill_seconds=0.0,
+        decode_seconds=0.0,
+        streamed_bytes=0,
+        bound_seconds_per_token=0.0,
+    )
+    told = (TokenLogprobs(token_id=1, logprob=-1.0),) * num_told
+    finished = Finished(request_id="r", sequence=0, reason=FinishReason.STOP, usage=usage, prompt_logprobs=told)
+
+    def watched(*arguments: Any) -> list[bytes]:
+        threads.append(threading.current_thread())
+        return encode(*arguments)
+
+    async def finish(_call, _message) -> Finished:
+        return finished
+
+    client = OneClient([frames(1, GetStatus())])
+
+    async def story(_server: Server) -> None:
+        await until(lambda: client.replies)
+
+    monkeypatch.setattr(server_module, "encode", watched)
+    asyncio.run(serve(client, handlers(finish), story))
+
+    assert client.replies[0].message == finished
+    assert (threads[0] is threading.main_thread()) == (num_told == 1)

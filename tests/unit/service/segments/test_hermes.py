@@ -54,6 +54,12 @@ def test_arguments_in_a_string_are_taken_out_of_it():
     assert folded("hermes", answer).calls == (("f", '{"x": 1}'),)
 
 
+def test_a_character_of_two_halves_is_one_and_a_half_one_stays_as_it_was_written():
+    answer = '<tool_call>{"name": "\\ud83d\\ude00", "arguments": {"x": "\\ud800"}}</tool_call>'
+
+    assert folded("hermes", answer).calls == (("😀", '{"x": "\\ud800"}'),)
+
+
 def test_a_call_without_arguments_has_an_empty_object():
     assert folded("hermes", '<tool_call>{"name": "now"}</tool_call>').calls == (("now", "{}"),)
 
@@ -73,6 +79,8 @@ def test_a_call_without_arguments_has_an_empty_object():
         '<tool_call>{"name": "f", "arguments": "x = 1"}</tool_call>',
         '<tool_call>{"name": "f", "arguments": {"x": "never ends',
         '<tool_call>["name"]</tool_call>',
+        '<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": "{\\"x\\": \\"\\udc00\\"}"}</tool_call>',
         "<tool_cal",
         "</tool_call>",
         "<tool_call>" + "{" * 10_000,
