@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["Grammar", "GrammarKind", "SamplingParams"]
+__all__ = ["MAX_LOGPROBS", "Grammar", "GrammarKind", "SamplingParams"]
 
 MAX_TEMPERATURE = 100.0
 MAX_PENALTY = 2.0

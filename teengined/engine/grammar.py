@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from teengined.core.errors import PackageError, RequestError
 from teengined.core.sampling import Grammar, GrammarKind
+from teengined.modelpack.layout import MAX_TOKENIZER_BYTES
 
 if TYPE_CHECKING:
     import llguidance
@@ -28,8 +29,6 @@ _INITIAL_LEXER_FUEL = 1_000_000
 _MAX_GRAMMAR_SIZE = 500_000
 # Models that are forced into JSON tend to fall into endless whitespace. So much indents sixteen levels by two.
 _WHITESPACE = r"[\x20\x0A\x0D\x09]{1,33}"
-# The largest vocabularies take some 35 MB as tokenizer.json.
-_MAX_FILE_BYTES = 256 << 20
 _MESSAGE_CHARACTERS = 300
 _ANY_OBJECT = '{"type":"object"}'
 
@@ -47,8 +46,8 @@ def read_tokenizer(package_dir: Path, eos_token_ids: tuple[int, ...] = ()) -> "l
 
     path = package_dir / "tokenizer.json"
     try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise PackageError(f"{package_dir.name}: tokenizer.json is larger than {_MAX_FILE_BYTES} bytes")
+        if path.stat().st_size > MAX_TOKENIZER_BYTES:
+            raise PackageError(f"{package_dir.name}: tokenizer.json is larger than {MAX_TOKENIZER_BYTES} bytes")
         text = path.read_text("utf-8")
     except (OSError, ValueError) as error:
         raise PackageError(f"{package_dir.name}: tokenizer.json cannot be read: {error!s:.200}") from error

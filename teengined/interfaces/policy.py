@@ -76,7 +76,7 @@ class SequenceView:
     running: bool
     """Holds KV blocks already."""
     priority: int = 0
-    """Higher goes first."""
+    """Of one owner's sequences, higher goes first. What it means between owners is the policy's choice."""
     owner_served_tokens: float = 0.0
     """Tokens that its owner was served of late, against what others were: lower means that more is owed to it."""
 

@@ -8,6 +8,7 @@ __all__ = [
     "CONFIG_FILES",
     "DTYPE_BYTES",
     "MANIFEST_FILE",
+    "MAX_TOKENIZER_BYTES",
     "PADDING_PREFIX",
     "UNITS_DIRECTORY",
     "align_up",
@@ -20,6 +21,9 @@ MANIFEST_FILE = "manifest.json"
 UNITS_DIRECTORY = "units"
 PADDING_PREFIX = "__pad."
 """Tensors of this prefix fill gaps, so that a file with alignment is still a safetensors file without holes."""
+
+MAX_TOKENIZER_BYTES = 256 << 20
+"""Of tokenizer.json, and of each table beside it. The largest vocabularies take some 35 MB."""
 
 CONFIG_FILES = (
     "config.json",

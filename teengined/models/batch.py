@@ -46,12 +46,8 @@ class DecodeRows:
     rows_B: torch.Tensor
     tables_BM: torch.Tensor
     """int32. Only blocks that the rows look at; padded with a sequence's own block, never another's."""
-    lengths_B: torch.Tensor
-    """int32: where the context ends, counted from the table's first token."""
-    starts_B: torch.Tensor | None
-    """int32: where it starts, in a window; None: at 0."""
     num_context: int
-    """The longest length: what is gathered beyond it nobody sees."""
+    """Where the longest context ends, counted from the table's first token: what is gathered beyond it nobody sees."""
     mask_BC: torch.Tensor | None
     """True where a row may look; None where every row sees all `num_context` tokens."""
 
@@ -194,7 +190,7 @@ class StepBatch:
         bases = np.array([spans[index][0] * self._block_tokens for index in group])
         ends = np.array([entry.end_position for entry in entries])
         starts = np.zeros_like(ends) if window is None else np.maximum(0, ends - window)
-        lengths, starts = (ends - bases).astype(np.int32), (starts - bases).astype(np.int32)
+        lengths, starts = ends - bases, starts - bases
         num_context, mask_BC = int(lengths.max()), None
         if lengths.min() < num_context or starts.any():
             places = np.arange(num_context)
@@ -205,8 +201,6 @@ class StepBatch:
             rows=rows,
             rows_B=torch.tensor(rows, device=self._device),
             tables_BM=self._tables([(self.entries[index], *spans[index]) for index in group]),
-            lengths_B=torch.from_numpy(lengths).to(self._device),
-            starts_B=torch.from_numpy(starts).to(self._device) if starts.any() else None,
             num_context=num_context,
             mask_BC=mask_BC,
         )

@@ -39,7 +39,8 @@ class Generate:
     client_id: str = ""
     """A name of the caller's choosing. While a request with it is under way, its owner cannot start another."""
     priority: int = 0
-    """-100 to 100; higher goes first."""
+    """-100 to 100: higher goes first among the requests of one owner. Owners share alike whatever their priorities,
+    unless the daemon's scheduling policy says otherwise."""
     cache_salt: str = ""
     """Cached prefixes are shared only between requests of one owner with the same salt."""
     tools: tuple[str, ...] = ()

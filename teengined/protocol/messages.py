@@ -28,10 +28,8 @@ streams send others before it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from teengined.core.device import DeviceDescription, DeviceProfile, DeviceSpec, HostProfile, LinkProfile
-from teengined.core.plan import Objective, Plan
 from teengined.protocol.answer_messages import (
     Accepted,
     Cancel,
@@ -47,6 +45,17 @@ from teengined.protocol.answer_messages import (
     Scored,
     TokenChunk,
     ToolCallDelta,
+)
+from teengined.protocol.loading_messages import (
+    Deployment,
+    DeploymentList,
+    ListDeployments,
+    Loaded,
+    LoadModel,
+    LoadProgress,
+    PlanModel,
+    PlanReply,
+    UnloadModel,
 )
 
 __all__ = [
@@ -148,7 +157,7 @@ class Status:
     host: str
     runtime_dir: str
     devices: tuple[DeviceStatus, ...]
-    deployments: tuple["Deployment", ...]
+    deployments: tuple[Deployment, ...]
     num_running: int
     num_queued: int
     num_models: int
@@ -211,128 +220,6 @@ class RemoveModel:
     """Delete a package that is not loaded."""
 
     model: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListDeployments:
-    """Ask for the loaded models."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deployment:
-    """A loaded (or loading) model, as `teengine ps` shows it."""
-
-    id: str
-    model: str
-    state: str
-    """`loading`, `ready`, `failed`, `unloading`."""
-    plan: Plan
-    size_bytes: int
-    precision: str
-    num_running: int
-    num_queued: int
-    num_completed: int
-    tokens_per_second: float
-    """Measured over the last answers; 0 before the first."""
-    bound_tokens_per_second: float
-    problem: str = ""
-    num_blocks: int = 0
-    """Of KV."""
-    num_used_blocks: int = 0
-    """Held by running sequences."""
-    num_cached_blocks: int = 0
-    """Held for prompts that begin alike; given up when sequences need them."""
-    num_queued_tokens: int = 0
-    """Prompt tokens that wait for their first step."""
-    num_preempted: int = 0
-    """Sequences that had to give up their KV and compute it again, since the load."""
-    total_tokens_per_second: float = 0.0
-    """Of all answers together, over the last seconds."""
-    stage_bubbles: tuple[float, ...] = ()
-    """For each stage: the share of the time with steps under way in which it had nothing to do."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeploymentList:
-    """Answer to `ListDeployments`."""
-
-    deployments: tuple[Deployment, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanModel:
-    """Ask for a plan without loading."""
-
-    model: str
-    device_ids: tuple[str, ...] = ()
-    """Empty: all configured devices."""
-    context_tokens: int = 0
-    """0: the configured default, or the model's maximum if smaller."""
-    num_slots: int = 0
-    """0: the configured default."""
-    policy: str = ""
-    """Empty: the configured one."""
-    objective: Objective = Objective.LATENCY
-    kv_dtype: Literal["", "auto", "int8"] = ""
-    """How keys and values are stored: in the compute dtype, or as int8. Empty: the configured default."""
-    numerics: Literal["", "default", "strict"] = ""
-    """`strict`: a position's logits do not depend on batch mates, chunking, cache hits or threads. Empty: the
-    configured default."""
-    resident_fraction: float | None = None
-    """Hold at most this share of each stage's layer bytes resident; for benchmarks and parity. None: what fits."""
-    assignment: Mapping[str, int] | None = None
-    """Force device id -> number of layers, in this order; for tests and experts. None: the policy decides."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanReply:
-    """Answer to `PlanModel`."""
-
-    plan: Plan
-    model_bytes: int
-    precision: str
-    devices: tuple[DeviceSpec, ...]
-    host_profile: HostProfile
-    suggestions: tuple[str, ...] = ()
-    """What would make it faster, largest gain first."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadModel:
-    """Load a package as planned. `name` lets one package be loaded twice."""
-
-    plan: PlanModel
-    name: str = ""
-    """What requests call it; empty: the model's name."""
-    verify: bool = True
-    """Check every unit's digest while it is first read."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadProgress:
-    """How far a long job is. `done` never falls, `total` never changes."""
-
-    phase: str
-    done: int
-    total: int
-    """Bytes, or steps where `unit` says so."""
-    unit: str = "bytes"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """The model answers requests now."""
-
-    deployment: Deployment
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnloadModel:
-    """Give a model's memory back. Running requests finish first unless `now`."""
-
-    model: str
-    now: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

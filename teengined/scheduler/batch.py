@@ -10,6 +10,9 @@ from teengined.scheduler.state import Flight, State
 
 __all__ = ["Composition"]
 
+# Where sequences decode that could take every row of the head, one row in so many is for prompts that are told of.
+_TOLD_SHARE = 8
+
 
 class Composition:
     """Puts one run together, and counts its parts as in flight while it does."""
@@ -33,10 +36,13 @@ class Composition:
         Raises:
             PluginError: the policy broke its contract; nothing can be composed any more.
         """
-        self._add_decodes()
+        self._add_decodes(self._num_kept_rows(step))
         num_decoding = len(self._parts)
         self._num_tokens_left = min(self._num_tokens_left, self._num_paced_tokens(num_decoding))
         self._add_prompts()
+        if not self._parts:  # The rows kept for prompts found no use: those have to wait for blocks.
+            self._add_decodes(0)
+            num_decoding = len(self._parts)
         if not self._parts:
             return None
         self._state.cache.settle()
@@ -57,12 +63,12 @@ class Composition:
         num_prompts = len(self._state.prompts) + len(self._state.waiting)
         return self._state.pacer.num_prompt_tokens(num_decoding, num_prompts)
 
-    def _add_decodes(self) -> None:
+    def _add_decodes(self, num_kept_rows: int) -> None:
         """Add sequences with one token to run. A long prompt never stops an answer that is being read."""
         state = self._state
         if not state.decodes:
             return
-        num_most = min(self._num_tokens_left, self._num_rows_left, self._decode_share())
+        num_most = min(self._num_tokens_left, self._num_rows_left - num_kept_rows, self._decode_share())
         candidates = list(state.decodes.values())
         if self._lacks_blocks(candidates):
             candidates = self._ordering.sort(candidates)  # Who is first gets the blocks.
@@ -71,6 +77,16 @@ class Composition:
                 break
             if sequence.is_available:  # Not preempted meanwhile.
                 self._add(sequence, 1)
+
+    def _num_kept_rows(self, step: int) -> int:
+        """Return how many rows are kept from those who decode, for prompts that run and of which something is told.
+
+        Of fewer rows than `_TOLD_SHARE`, one is kept now and then.
+        """
+        num_rows, prompts = self._num_rows_left, self._state.prompts.values()
+        if any(item.request.told_until < item.request.num_prompt_tokens for item in prompts):
+            return num_rows * (step + 1) // _TOLD_SHARE - num_rows * step // _TOLD_SHARE
+        return 0
 
     def _decode_share(self) -> int:
         """Return how many decoding sequences one run takes, so that all runs in flight are about equal."""
@@ -124,9 +140,9 @@ class Composition:
         if beginning is None:
             state.may_start = False
             return False
-        if sequence.largest_part(beginning.num_tokens, num_most, self._num_rows_left) > 0:
-            state.start(sequence, beginning, self._now_seconds)
-            self._add(sequence, num_most)
+        state.start(sequence, beginning, self._now_seconds)
+        state.make_available(sequence)  # Where the head has no row left, it waits for its turn among those that run.
+        self._add(sequence, num_most)
         return True
 
     def _add(self, sequence: Sequence, num_most: int) -> None:

@@ -46,7 +46,7 @@ class Submitted:
     deadline_seconds: float
     """Monotonic; the sequences fail when a `Tick` passes it."""
     priority: int = 0
-    """Higher goes first."""
+    """Higher goes first, among its owner's at least."""
     salt: bytes = b""
     """Sequences share cached prefixes only with those of the same salt."""
     goal: Goal = Goal.GENERATE

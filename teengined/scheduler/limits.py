@@ -25,8 +25,8 @@ class SchedulerLimits:
     `max_running` or fewer, prompts may have to wait until some answers end."""
     max_logit_rows: int
     """Rows of a step for which the head gives logits: a vocabulary's worth of memory each. A sampled part takes one,
-    scoring one for each scored token of the chunk. With `max_running` or fewer, what decodes leaves none for scoring,
-    and with fewer it takes turns."""
+    scoring one for each scored token of the chunk. With fewer than `max_running`, sequences that decode take turns;
+    an eighth of the rows is kept for scoring where some waits."""
     num_blocks: int
     """Of the KV pool."""
     block_tokens: int

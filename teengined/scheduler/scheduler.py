@@ -73,11 +73,6 @@ class Scheduler:
         return len(self._state.running)
 
     @property
-    def num_in_flight(self) -> int:
-        """Runs sent and not over."""
-        return len(self._state.in_flight)
-
-    @property
     def num_used_blocks(self) -> int:
         """KV blocks that sequences hold."""
         return self._state.cache.pool.num_used

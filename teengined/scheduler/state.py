@@ -51,7 +51,7 @@ class State:
         self.loads: dict[int, tuple[int, int]] = {}
         """By step in flight: its decoding sequences and its prompt tokens."""
         self.closed: list[int] = []
-        """Sequences that the stages have yet to forget."""
+        """Sequences that the stages have yet to forget, which the next run tells them; never more than may run."""
         self.num_waiting_tokens = 0
         self.num_preempted = 0
         self.may_start = True

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from teengined.core.errors import ContextTooLong, RequestError
-from teengined.core.sampling import SamplingParams
+from teengined.core.sampling import MAX_LOGPROBS, SamplingParams
 from teengined.protocol.messages import Embed, Generate, Score
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
 MIN_PRIORITY, MAX_PRIORITY = -100, 100
 # Names are told in lists and kept in tables; a UUID has 36 characters.
 MAX_NAME_CHARACTERS = 128
-MAX_TOP = 20
 # What is told of a token, and of each alternative, takes so much in a message at most: names, an integer, a double.
 _TOLD_BYTES = 40
 _ALTERNATIVE_BYTES = 15
@@ -184,8 +183,8 @@ def check_score(message: Score) -> None:
             "context_ids is empty: the first token of a sequence has no probability",
             hint="begin with the token that begins a text for this model",
         )
-    if not 0 <= message.top <= MAX_TOP:
-        raise RequestError(f"top must be between 0 and {MAX_TOP}, got {message.top}")
+    if not 0 <= message.top <= MAX_LOGPROBS:
+        raise RequestError(f"top must be between 0 and {MAX_LOGPROBS}, got {message.top}")
 
 
 def check_embed(message: Embed, limits: ModelLimits) -> None:

@@ -20,7 +20,7 @@ from teengined.core.errors import InternalError, PackageError, QueueFull, Reques
 from teengined.core.records import to_mapping
 from teengined.core.sampling import Grammar
 
-__all__ = ["CheckLimits", "GrammarChecker", "check_grammar"]
+__all__ = ["CheckLimits", "GrammarChecker"]
 
 _HINT = "make it smaller: fewer alternatives, repetitions and properties, no multipleOf of a large number"
 _MIB = 1 << 20
@@ -98,19 +98,6 @@ class GrammarChecker:
                 return process
             await process.end()
         return await _CheckProcess.start(self._limits)
-
-
-def check_grammar(grammar: Grammar, package_dir: Path, limits: CheckLimits | None = None) -> None:
-    """Check one grammar where no event loop runs, in a process for it alone. Raises as `GrammarChecker.check`."""
-
-    async def check() -> None:
-        checker = GrammarChecker(limits)
-        try:
-            await checker.check(grammar, package_dir)
-        finally:
-            await checker.close()
-
-    asyncio.run(check())
 
 
 class _CheckProcess:

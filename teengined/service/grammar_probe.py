@@ -1,11 +1,11 @@
 """Tries a grammar as a worker would, up to the first token. Runs in a process of its own: see `grammar_check`."""
 
-import json
 import re
 from typing import TYPE_CHECKING
 
 from teengined.core.errors import RequestError
 from teengined.core.sampling import Grammar, GrammarKind
+from teengined.core.strict_json import STRICT_JSON
 from teengined.engine.grammar import compile_grammar, first_lines, mapped
 
 if TYPE_CHECKING:
@@ -71,14 +71,10 @@ def _check_json(text: str) -> None:
         if depth > MAX_NESTING:
             raise RequestError(f"the JSON schema nests deeper than {MAX_NESTING} levels at character {found.start()}")
     try:
-        schema: object = json.loads(text, parse_constant=_refuse_constant)
+        schema: object = STRICT_JSON.decode(text)
     except ValueError as error:
         raise RequestError(f"the JSON schema is no JSON: {error!s:.200}") from error
     if not isinstance(schema, dict):
         raise RequestError(
             f"the JSON schema must be a JSON object, got {text.strip():.40}", hint="{} is the schema of any value"
         )
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")

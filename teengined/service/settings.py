@@ -141,7 +141,9 @@ class LimitSettings:
 class BatchingSettings:
     """What runs together in a deployment, what may wait for it, and what may wait for its readers."""
 
-    scheduling_policy: str = setting("fair", "plugin", "Nobody's flood delays another's request.")
+    scheduling_policy: str = setting(
+        "fair", "plugin", "Nobody's flood or priority delays another's; every user weighs the same."
+    )
     max_running: int = setting(
         256, "sequences", "At once in a deployment, as far as its KV holds them; more gains little.", minimum=1
     )

@@ -9,14 +9,13 @@ from typing import Any, cast
 
 from teengined.core.errors import ContextTooLong, PackageError, RequestError
 from teengined.core.request import ChatMessage
+from teengined.modelpack.layout import MAX_TOKENIZER_BYTES
 from teengined.service.chat_template import ChatTemplate
 from teengined.service.detokenizer import Detokenizer
 from teengined.service.rendering.exchange import RenderBounds
 
 __all__ = ["TextCodec"]
 
-# The largest vocabularies take some 35 MB as tokenizer.json.
-_MAX_FILE_BYTES = 256 << 20
 # The largest published ones have some 20 kB.
 _MAX_TEMPLATE_BYTES = 1 << 20
 _NAMED_TEMPLATE = "default"
@@ -159,8 +158,8 @@ def _span_of_text(added: Sequence[int]) -> tuple[int, int]:
 
 def _read_table(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise PackageError(f"{path.parent.name}: {path.name} is larger than {_MAX_FILE_BYTES} bytes")
+        if path.stat().st_size > MAX_TOKENIZER_BYTES:
+            raise PackageError(f"{path.parent.name}: {path.name} is larger than {MAX_TOKENIZER_BYTES} bytes")
         table: object = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}

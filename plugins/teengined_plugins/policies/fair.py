@@ -10,10 +10,12 @@ __all__ = ["FairScheduling", "teengine_register_scheduling_policies"]
 
 
 class FairScheduling(SchedulingPolicy):
-    """Higher priority first, then the owner that is owed most; of one owner what runs already, then by arrival.
+    """The owner that is owed most first; of one owner by priority, then what runs already, then by arrival.
 
-    One client with a thousand requests then delays another's by about as much as a client with one would. Decoding
-    needs no place here: a step takes a token of every sequence that decodes before it looks at prompts.
+    One client with a thousand requests then delays another's by about as much as a client with one would, whatever
+    priority it gives them: priorities rank an owner's own work. All of one owner goes before all of another, so that
+    blocks are taken only from who was served no less. Every owner weighs the same. Decoding needs no place here: a step
+    takes a token of every sequence that decodes before it looks at prompts.
     """
 
     name: ClassVar[str] = "fair"
@@ -21,10 +23,17 @@ class FairScheduling(SchedulingPolicy):
     def order(self, sequences: Sequence[SequenceView], now_seconds: float) -> Sequence[int]:
         """Return the ids; the time now does not matter."""
         ranked = sorted(
-            (-view.priority, view.owner_served_tokens, not view.running, view.arrived_seconds, view.id)
-            for view in sequences
+            sequences,
+            key=lambda view: (
+                view.owner_served_tokens,
+                view.owner,
+                -view.priority,
+                not view.running,
+                view.arrived_seconds,
+                view.id,
+            ),
         )
-        return [key[-1] for key in ranked]
+        return [view.id for view in ranked]
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""First come, first served: the default order of sequences."""
+"""First come, first served, whoever asks: for a host whose users need no protection from each other."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -10,7 +10,10 @@ __all__ = ["FifoScheduling", "teengine_register_scheduling_policies"]
 
 
 class FifoScheduling(SchedulingPolicy):
-    """Higher priority first; within it what runs before what waits, so that no work is lost, both by arrival and id."""
+    """Higher priority first; within it what runs before what waits, so that no work is lost, both by arrival and id.
+
+    Owners are not told apart: any client's high priority goes before, and takes blocks from, everyone else's work.
+    """
 
     name: ClassVar[str] = "fifo"
 

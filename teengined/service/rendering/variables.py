@@ -1,11 +1,11 @@
 """What a chat template is given: turns, tools and options as plain JSON values. Pure."""
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from teengined.core.errors import RequestError
 from teengined.core.request import ChatMessage, ToolCall
+from teengined.core.strict_json import STRICT_JSON
 
 __all__ = ["parse_options", "parse_tools", "template_variables"]
 
@@ -85,7 +85,7 @@ def _turn(message: ChatMessage, names: Mapping[str, str]) -> dict[str, Any]:
 
 def _call(call: ToolCall) -> dict[str, Any]:
     try:
-        arguments = _loads(call.arguments)
+        arguments = STRICT_JSON.decode(call.arguments)
     except (ValueError, RecursionError):
         arguments = call.arguments  # As the model wrote it, which need not be JSON.
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
@@ -99,16 +99,8 @@ def _check_size(what: str, texts: Sequence[str], limit: int) -> None:
 
 def _parse(where: str, text: str) -> Any:
     try:
-        return _loads(text)
+        return STRICT_JSON.decode(text)
     except RecursionError as error:
         raise RequestError(f"{where} is nested too deeply") from error
     except ValueError as error:
         raise RequestError(f"{where} is not valid JSON: {error!s:.200}") from error
-
-
-def _loads(text: str) -> Any:
-    return json.loads(text, parse_constant=_refuse_constant)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")

@@ -3,7 +3,9 @@
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
+
+from teengined.core.strict_json import STRICT_JSON
 
 __all__ = ["JsonScan", "array_elements", "object_members", "string_of"]
 
@@ -102,13 +104,6 @@ class JsonScan:
         self._first_keys = None
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
-
-
 def object_members(text: str) -> dict[str, str] | None:
     """Return the JSON text of each member of an object, as it was written; None where it is not valid."""
     try:
@@ -156,7 +151,7 @@ def _elements(text: str) -> Iterator[str]:
 def _value(text: str, position: int) -> tuple[str, int]:
     """Return the text of the value at `position`, and where what follows it begins."""
     start = _skip(text, position)
-    _, end = _DECODER.raw_decode(text, start)
+    _, end = STRICT_JSON.raw_decode(text, start)
     return text[start:end], _skip(text, end)
 
 

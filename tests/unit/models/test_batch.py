@@ -28,7 +28,6 @@ def test_decodes_of_like_length_are_one_group_in_order() -> None:
     assert group.rows == (0, 1, 2)
     assert group.tables_BM.tolist() == [[0, 1, 2], [3, 4, 4], [5, 6, 6]]
     assert group.tables_BM.dtype == torch.int32
-    assert group.lengths_B.tolist() == [9, 8, 5]
     assert group.num_context == 9
     assert group.mask_BC is not None
     assert group.mask_BC.sum(dim=1).tolist() == [9, 8, 5]
@@ -60,16 +59,15 @@ def test_a_window_leaves_out_the_blocks_before_it() -> None:
 
     (group,) = batch.decode_rows(6)
     assert group.tables_BM.tolist() == [[2, 3], [4, 5]]
-    assert group.lengths_B.tolist() == [6, 5]
-    assert group.starts_B is None
+    assert group.num_context == 6
+    assert group.mask_BC is not None
+    assert group.mask_BC.tolist() == [[True] * 6, [True] * 5 + [False]]
 
 
 def test_a_window_that_starts_within_a_block_is_masked_there() -> None:
     (group,) = batch_of(make_pool(4), [[0, 1, 2, 3]], [(13, 14)]).decode_rows(4)
 
     assert group.tables_BM.tolist() == [[2, 3]]
-    assert group.starts_B is not None
-    assert group.starts_B.tolist() == [2]
     assert group.mask_BC is not None
     assert group.mask_BC.tolist() == [[False, False, True, True, True, True]]
 

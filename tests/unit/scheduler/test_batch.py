@@ -133,3 +133,64 @@ def test_prompts_that_run_alone_fill_the_step_whatever_the_pace():
     machine.handle(submitted(1, prompt=tuple(range(300))), 0.0)
 
     assert lengths(next_run(machine)) == {1: 100}
+
+
+def test_scored_prompt_goes_on_beside_more_decoding_sequences_than_the_head_has_rows():
+    machine = decoding(
+        scheduler(max_logit_rows=16, max_step_tokens=64, max_running=40, max_waiting=40, num_blocks=400), *range(1, 25)
+    )
+    machine.handle(submitted(99, prompt=tuple(range(20)), goal=Goal.SCORE), 0.0)
+
+    runs = [next_run(machine)]  # It begins, and there are rows for it from the next step on.
+    for _ in range(3):
+        runs.append(step(machine, runs[-1]))
+
+    assert [lengths(run).get(99, 0) for run in runs] == [0, 2, 2, 2]
+    assert [len(run.parts) for run in runs] == [16, 15, 15, 15]
+
+
+def test_decoding_sequences_get_on_beside_many_scored_prompts():
+    machine = decoding(
+        scheduler(max_logit_rows=16, max_step_tokens=64, max_running=40, max_waiting=40, num_blocks=400), *range(1, 17)
+    )
+    for number in range(20):
+        machine.handle(submitted(100 + number, prompt=tuple(range(20)), goal=Goal.SCORE), 0.0)
+
+    first = next_run(machine)
+    second = step(machine, first)
+    third = step(machine, second)
+
+    assert [sum(sequence_id < 100 for sequence_id in lengths(run)) for run in (first, second, third)] == [16, 14, 14]
+
+
+def test_single_row_of_the_head_is_shared_by_turns():
+    machine = decoding(scheduler(max_logit_rows=1), 1, 2)
+    machine.handle(submitted(99, prompt=(1, 2, 3, 4), goal=Goal.SCORE), 0.0)
+
+    run = next_run(machine)
+    seen = [run]
+    while 99 not in lengths(run):
+        run = step(machine, run)
+        seen.append(run)
+
+    assert len(seen) <= 9
+    assert all(len(run.parts) == 1 for run in seen)
+
+
+def test_sequence_with_one_token_to_run_takes_turns_with_those_that_have_all_rows():
+    machine = decoding(scheduler(max_logit_rows=2), 1, 2)
+    machine.handle(submitted(3, prompt=(1,)), 0.0)
+
+    runs = [next_run(machine)]
+    for _ in range(3):
+        runs.append(step(machine, runs[-1]))
+
+    assert sum(3 in lengths(run) for run in runs) == 2
+
+
+def test_no_row_is_kept_where_nothing_is_to_be_told():
+    machine = decoding(
+        scheduler(max_logit_rows=16, max_step_tokens=64, max_running=40, max_waiting=40, num_blocks=400), *range(1, 25)
+    )
+
+    assert len(next_run(machine).parts) == 16

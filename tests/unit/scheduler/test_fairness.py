@@ -54,7 +54,7 @@ def test_only_so_many_idle_owners_are_remembered():
     assert (owners["a"].served_tokens, owners["c"].served_tokens) == (0, 10)
 
 
-def steps_to_first_token(num_flooding: int, num_prompt_tokens: int) -> int:
+def steps_to_first_token(num_flooding: int, num_prompt_tokens: int, priority: int = 0) -> int:
     """Return the steps until a second owner's request has its first token, beside a flood that has run for a while."""
     machine = scheduler(
         FairScheduling(),
@@ -70,7 +70,8 @@ def steps_to_first_token(num_flooding: int, num_prompt_tokens: int) -> int:
     )
     for number in range(num_flooding):
         prompt = tuple(range(number, number + 40))
-        machine.handle(submitted(number, prompt=prompt, owner="flood", max_tokens=10 + number % 7), float(number))
+        flooding = submitted(number, prompt=prompt, owner="flood", max_tokens=10 + number % 7, priority=priority)
+        machine.handle(flooding, float(number))
     for _ in range(60):
         for run in machine.next_runs(1e4):
             machine.handle(done(run), 1e4)
@@ -88,6 +89,10 @@ def test_flood_of_one_client_delays_anothers_first_token_by_about_twice():
 
     assert alone == 10
     assert beside <= 2 * alone + 3
+
+
+def test_flood_at_the_highest_priority_delays_another_owner_no_more():
+    assert steps_to_first_token(1000, 640, priority=100) <= 2 * steps_to_first_token(0, 640) + 3
 
 
 def test_owners_that_ask_for_equal_work_are_served_equally():

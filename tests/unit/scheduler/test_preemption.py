@@ -1,5 +1,6 @@
 from teengined.scheduler.events import Cancelled
 from teengined.scheduler.scheduler import Scheduler
+from teengined_plugins.policies.fair import FairScheduling
 from teengined_plugins.policies.fifo import FifoScheduling
 from tests.unit.scheduler.machine import done, lengths, next_run, scheduler, step, submitted
 
@@ -54,6 +55,19 @@ def test_sequence_with_higher_priority_keeps_its_blocks():
 
     assert lengths(second) == {2: 1}
     assert second.closed == (1,)
+
+
+def test_priority_takes_no_blocks_of_an_owner_that_was_served_less():
+    machine = scheduler(FairScheduling(), num_blocks=5, block_tokens=2, prefix_cache=False, max_step_tokens=10)
+    machine.handle(submitted(1, prompt=(1, 2, 3, 4), owner="modest"), 0.0)
+    machine.handle(submitted(2, prompt=(5, 6, 7, 8, 9, 10), owner="urgent", priority=100), 0.1)
+    first = next_run(machine)
+
+    second = step(machine, first)
+
+    assert sorted(lengths(first)) == [1, 2]
+    assert sorted(lengths(second)) == [1]
+    assert second.closed == (2,)
 
 
 def test_sequence_for_which_nobody_gives_way_keeps_its_blocks_and_waits():

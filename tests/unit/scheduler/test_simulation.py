@@ -275,7 +275,8 @@ class Story:
         live = {sequence_id for sequence_id, life in self.lives.items() if life.end is None}
         assert self.machine.num_running + self.machine.num_waiting == len(live)
         assert self.in_flight or not live or not self.ready, "nothing runs, and something could"
-        assert len(self.in_flight) == self.machine.num_in_flight <= self.limits.num_microbatches
+        assert len(self.in_flight) == len(self.machine._state.in_flight) <= self.limits.num_microbatches
+        assert len(self.machine._state.closed) <= self.limits.max_running
         assert self.machine.num_running <= self.limits.max_running
 
     def send(self, run: Run) -> None:
@@ -349,7 +350,7 @@ class Story:
                 assert life.end.reason is life.expected
         assert (machine.num_running, machine.num_waiting, machine.num_waiting_tokens) == (0, 0, 0)
         assert machine.num_used_blocks == 0
-        assert machine.num_in_flight == 0
+        assert not machine._state.in_flight
         assert self.limits.prefix_cache or machine.num_cached_blocks == 0
         pool = machine._state.cache.pool
         assert pool.num_free + pool.num_cached == self.limits.num_blocks

@@ -11,7 +11,7 @@ import pytest
 
 from teengined.core.errors import PackageError, QueueFull, RequestError
 from teengined.core.sampling import Grammar, GrammarKind
-from teengined.service.grammar_check import CheckLimits, GrammarChecker, check_grammar
+from teengined.service.grammar_check import CheckLimits, GrammarChecker
 from tests.fakes.byte_package import write_byte_package
 
 FINE = Grammar(kind=GrammarKind.REGEX, text="a+")
@@ -34,6 +34,10 @@ def run(story: Callable[[GrammarChecker], Awaitable[None]], limits: CheckLimits 
             await checker.close()
 
     asyncio.run(with_checker())
+
+
+def check_one(grammar: Grammar, package_dir: Path, limits: CheckLimits = SMALL) -> None:
+    run(lambda checker: checker.check(grammar, package_dir), limits)
 
 
 def pids(checker: GrammarChecker) -> list[int]:
@@ -66,7 +70,7 @@ def test_a_bad_grammar_is_refused_and_its_process_is_used_again(package: Path) -
 
 def test_text_that_is_no_unicode_comes_back_as_an_error(package: Path) -> None:
     with pytest.raises(RequestError, match="no Unicode"):
-        check_grammar(Grammar(kind=GrammarKind.CHOICE, choices=("fine", "\udfff")), package)
+        check_one(Grammar(kind=GrammarKind.CHOICE, choices=("fine", "\udfff")), package)
 
 
 def test_a_grammar_without_end_is_refused_by_its_processor_time_and_the_next_one_passes(package: Path) -> None:
@@ -83,14 +87,14 @@ def test_a_grammar_without_end_is_refused_by_its_processor_time_and_the_next_one
 
 def test_a_grammar_is_refused_by_the_clock_where_the_processor_is_busy(package: Path) -> None:
     with pytest.raises(RequestError, match=r"more than 0\.2 s"):
-        check_grammar(ENDLESS, package, CheckLimits(cpu_seconds=60, wall_seconds=0.2))
+        check_one(ENDLESS, package, CheckLimits(cpu_seconds=60, wall_seconds=0.2))
 
 
 def test_a_grammar_that_fills_the_memory_is_refused(package: Path) -> None:
     limits = CheckLimits(cpu_seconds=60, wall_seconds=60, memory_bytes=256 << 20)
 
     with pytest.raises(RequestError, match="refused"):
-        check_grammar(ENDLESS, package, limits)
+        check_one(ENDLESS, package, limits)
 
 
 def test_the_loop_and_other_checks_go_on_beside_an_endless_one(package: Path) -> None:
@@ -165,12 +169,12 @@ def test_a_process_is_replaced_after_so_many_checks(package: Path) -> None:
 
 def test_a_package_without_tokenizer_is_told_by_name(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match=tmp_path.name):
-        check_grammar(FINE, tmp_path)
+        check_one(FINE, tmp_path)
 
 
 def test_memory_too_small_for_the_tokenizer_is_no_fault_of_the_grammar(package: Path) -> None:
     with pytest.raises(PackageError, match="within 20 MiB"):
-        check_grammar(FINE, package, CheckLimits(memory_bytes=20 << 20))
+        check_one(FINE, package, CheckLimits(memory_bytes=20 << 20))
 
 
 def test_closing_ends_what_is_idle(package: Path) -> None:
