@@ -27,7 +27,7 @@ from teengined.engine.logprobs import token_logprobs
 from teengined.engine.sequence_draws import SequenceDraws
 from teengined.protocol.worker_messages import PromptLogprobs, SampledToken, SequenceOpen
 
-__all__ = ["SampleRow", "Sampler"]
+__all__ = ["SampleRow", "Sampler", "fault_of"]
 
 Logits = npt.NDArray[np.float32]
 
@@ -109,8 +109,7 @@ class Sampler:
         try:
             token_id = self._draw(sequence, row.position, raw_V)
         except TeengineError as error:
-            message = f"{error.message}; {error.hint}" if error.hint else error.message
-            return SampledToken(sequence_id=row.sequence_id, token_id=-1, fault=error.code, message=message)
+            return fault_of(row.sequence_id, error)
         sequence.fold(token_id)
         num_top = sequence.params.logprobs
         logprobs = None if num_top is None else token_logprobs(raw_V, token_id, num_top)
@@ -134,6 +133,12 @@ class Sampler:
         weights_V = _weights(logits_V, float(largest), sequence.params.temperature)
         share = uniform(seed=sequence.params.seed, choice=sequence.choice, position=position)
         return pick(filtered(weights_V, sequence.params), share)
+
+
+def fault_of(sequence_id: int, error: TeengineError) -> SampledToken:
+    """Return what stands in a step's answer for a sequence that fails in it, whatever its goal; the others go on."""
+    message = f"{error.message}; {error.hint}" if error.hint else error.message
+    return SampledToken(sequence_id=sequence_id, token_id=-1, fault=error.code, message=message)
 
 
 def _weights(logits_V: Logits, largest: float, temperature: float) -> Logits:
