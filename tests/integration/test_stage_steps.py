@@ -13,8 +13,10 @@ from benchmarks.local_pipeline import LocalPipeline
 from teengined.core.errors import InternalError
 from teengined.core.request import Goal
 from teengined.core.sampling import SamplingParams
+from teengined.engine import stage
 from teengined.models.skeleton import Skeleton
 from teengined.models.stage_model import Head
+from teengined.native.library import kernel_library
 from teengined.protocol.worker_messages import BlockCopy, PooledVector, StepDone
 from tests.fakes.local_stages import LocalSequence, build_package, open_pipeline
 
@@ -213,6 +215,15 @@ def test_int8_blocks_give_nearly_the_same_scores(architecture: str, tmp_path: Pa
     # Keys and values are off by up to 1/254 of their vector's largest; log-probabilities follow in the same order.
     assert found[1] == pytest.approx(found[0], abs=0.05)
     assert found[1] != found[0]
+
+
+def test_kernels_are_compiled_before_a_stage_says_that_it_is_open(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(stage, "kernel_library", lambda: compiled.append(kernel_library()))
+    with open_pipeline(paths[1]):
+        assert compiled == [kernel_library()]
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, first_row: int, num_rows: int) -> None:
