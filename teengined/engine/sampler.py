@@ -49,10 +49,14 @@ class Sampler:
     """Draws for the open sequences of a stage, on the stage's one thread."""
 
     def __init__(self, *, vocab_size: int, package_dir: Path) -> None:
-        """Grammars need the package's tokenizer; it is read with the first of them."""
+        """Grammars need the package's tokenizer; it is read with the first of them, or at `prepare_grammars`."""
         self._vocab_size = vocab_size
         self._masks = GrammarMasks(vocab_size=vocab_size, package_dir=package_dir)
         self._sequences: dict[int, SequenceDraws] = {}
+
+    def prepare_grammars(self, eos_token_ids: Sequence[int]) -> None:
+        """Begin to read the tokenizer in the background, so that no step waits for it: it may take seconds."""
+        self._masks.prepare(tuple(sorted(set(eos_token_ids))))  # as sequences are opened with
 
     def open(self, opened: SequenceOpen) -> None:
         """Begin a sequence, or take it up again after a preemption. What is wrong with it is told when it draws."""

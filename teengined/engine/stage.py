@@ -93,7 +93,9 @@ class OpenedStage:
         self._pool = KVPool(self._device, self._pool_shape(manifest, config))
         self._sequences = Sequences(self._pool)
         if order.stage.has_head:
-            self._answerer = Answerer(Sampler(vocab_size=manifest.vocab_size, package_dir=package_dir))
+            sampler = Sampler(vocab_size=manifest.vocab_size, package_dir=package_dir)
+            sampler.prepare_grammars(manifest.eos_token_ids)
+            self._answerer = Answerer(sampler)
         skeleton = build_skeleton(
             config,
             SkeletonOptions(

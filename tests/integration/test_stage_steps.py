@@ -1,5 +1,6 @@
 """Opened stages, step by step: chunks beside decodes, shared and copied blocks, prompt scores, pooled vectors."""
 
+import queue
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from benchmarks.local_pipeline import LocalPipeline
 from teengined.core.errors import InternalError
 from teengined.core.request import Goal
 from teengined.core.sampling import SamplingParams
-from teengined.engine import stage
+from teengined.engine import grammar_masks, stage
+from teengined.modelpack.manifest import read_manifest
 from teengined.models.skeleton import Skeleton
 from teengined.models.stage_model import Head
 from teengined.native.library import kernel_library
@@ -224,6 +226,17 @@ def test_kernels_are_compiled_before_a_stage_says_that_it_is_open(
     monkeypatch.setattr(stage, "kernel_library", lambda: compiled.append(kernel_library()))
     with open_pipeline(paths[1]):
         assert compiled == [kernel_library()]
+
+
+@pytest.mark.parametrize("num_stages", [1, 2])
+def test_the_stage_with_the_head_reads_the_tokenizer_of_grammars_when_it_opens(
+    paths: tuple[Path, Path], num_stages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: queue.Queue[tuple[Path, tuple[int, ...]]] = queue.Queue()
+    monkeypatch.setattr(grammar_masks, "read_tokenizer", lambda *arguments: read.put(arguments))
+    with open_pipeline(paths[1], num_stages=num_stages):
+        assert read.get(timeout=60) == (paths[1], read_manifest(paths[1]).eos_token_ids)
+    assert read.empty()
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, first_row: int, num_rows: int) -> None:
