@@ -35,7 +35,7 @@ class Generations:
             prompt = await model.prompts.read(message)
             check_prompt(prompt.token_ids, message.sampling.max_tokens, limits)
             if message.sampling.grammar is not None:
-                await context.grammars.check(message.sampling.grammar, model.package_dir)
+                await context.grammars.check(message.sampling.grammar, model.package_dir, call.owner)
             context.deployments.check_open()  # Reading may have taken a while.
             stream = _stream(context, call, message)
             submission = replace(
