@@ -17,7 +17,7 @@ from teengined.daemon.runtime_directory import RuntimeDirectory
 from teengined.daemon.supervise import launch
 from teengined.interfaces.registry import PluginRegistry
 from teengined.modelpack.store import PackageStore
-from teengined.protocol.codec import CodecLimits
+from teengined.protocol.worker_messages import WORKER_LIMITS
 from teengined.service.config import LoadedConfig
 from teengined.service.context import ServiceContext
 from teengined.service.deployments import DeploymentSet
@@ -101,7 +101,7 @@ def wire(inventory: Inventory, directories: Directories, request_drain: Callable
     try:
         config = inventory.loaded.config
         socket = bind_client_socket(context, config, directories.runtime, os.environ)
-        pool = WorkerPool(inventory.specs, _with_command(config.worker), CodecLimits(), launch)
+        pool = WorkerPool(inventory.specs, _with_command(config.worker), WORKER_LIMITS, launch)
         pool.open(context, directories.runtime / "workers")
     except BaseException:
         context.destroy(linger=0)

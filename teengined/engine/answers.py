@@ -1,5 +1,7 @@
 """What the last stage answers for a step: drawn tokens, log-probabilities of prompts, pooled vectors.
 
+A sequence whose numbers are none, whatever was wanted of it, gets a fault for a token and nothing else.
+
 Shape suffixes: W wanted rows, V vocabulary, T tokens, D model width.
 """
 
@@ -8,9 +10,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from teengined.core.errors import InternalError
+from teengined.core.errors import InternalError, NumericalFault
 from teengined.core.request import Goal
-from teengined.engine.sampler import Sampler, SampleRow
+from teengined.engine.sampler import Sampler, SampleRow, fault_of
 from teengined.models.stage_model import Head
 from teengined.protocol.worker_messages import (
     PooledVector,
@@ -71,10 +73,17 @@ class Answerer:
         """Return what the step's parts want. Logits are computed for rows that somebody wants, and no others."""
         first_rows = _first_rows(step.parts)
         parts = list(zip(step.parts, first_rows, strict=True))
+        drawn = tuple(self._draw(parts, head))
+        told, faults = list[PromptLogprobs | PooledVector](), dict[int, SampledToken]()
+        for part, row in parts:
+            try:
+                told += (*self._score(part, row, head), *self._pool(part, row, head))
+            except NumericalFault as error:
+                faults[part.sequence_id] = fault_of(part.sequence_id, error)
         return Answers(
-            tokens=tuple(self._draw(parts, head)),
-            prompt_logprobs=tuple(told for part, row in parts for told in self._score(part, row, head)),
-            vectors=tuple(vector for part, row in parts for vector in self._pool(part, row, head)),
+            tokens=(*(token for token in drawn if token.sequence_id not in faults), *faults.values()),
+            prompt_logprobs=tuple(each for each in told if isinstance(each, PromptLogprobs)),
+            vectors=tuple(each for each in told if isinstance(each, PooledVector)),
         )
 
     def shutdown(self) -> None:
@@ -95,6 +104,9 @@ class Answerer:
         """Tell of the prompt tokens whose logits are there: the row at position p is about the token at p + 1.
 
         The last row of a part is kept for the part that brings the token it is about.
+
+        Raises:
+            NumericalFault: a row has no log-probabilities.
         """
         state = self._states[part.sequence_id]
         opened, end = state.opened, part.start_position + len(part.token_ids)
@@ -123,6 +135,11 @@ class Answerer:
         return self._sampler.prompt_logprobs(sequence_id, position, ids, logits_WV)
 
     def _pool(self, part: SequencePart, first_row: int, head: Head) -> Iterable[PooledVector]:
+        """Return the vector of a prompt that ends here.
+
+        Raises:
+            NumericalFault: it has numbers that are not finite.
+        """
         state = self._states[part.sequence_id]
         if state.opened.goal is not Goal.EMBED:
             return
@@ -134,7 +151,10 @@ class Answerer:
         else:
             pooled_D = self._mean(state, part.start_position, hidden_TD)
         if is_done:
-            yield PooledVector(sequence_id=part.sequence_id, vector=pooled_D.cpu().numpy().astype("<f4").tobytes())
+            vector_D = pooled_D.cpu()
+            if not vector_D.isfinite().all():
+                raise NumericalFault(f"the vector of {end} tokens has numbers that are not finite")
+            yield PooledVector(sequence_id=part.sequence_id, vector=vector_D.numpy().astype("<f4").tobytes())
 
     @staticmethod
     def _mean(state: _State, start_position: int, hidden_TD: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from teengined.core.errors import RequestError
+from teengined.core.errors import DeadlineExceeded, RequestError
 from teengined.engine.grammar import compile_grammar, first_lines, mapped, read_tokenizer
 from teengined.protocol.worker_messages import SequenceOpen
 
@@ -34,8 +34,9 @@ Allowed = npt.NDArray[np.bool_]
 
 # A mask takes microseconds to some milliseconds; two threads keep up with 64 sequences beside the model's own.
 _NUM_THREADS = 2
-# Reading the tokenizer of a large vocabulary on a busy machine takes seconds; a grammar's limits end all else sooner.
-_WAIT_SECONDS = 60.0
+# The whole step waits, and every sequence in it. A grammar's own limits end it within tens of milliseconds, and the
+# tokenizer was read when the stage opened; this is for a machine that is too busy for either.
+_WAIT_SECONDS = 5.0
 # Tokenizers differ by their end-of-sequence tokens alone, and a model has one set of those, rarely two.
 _MAX_TOKENIZERS = 4
 
@@ -58,11 +59,12 @@ class GrammarState:
         Raises:
             RequestError: the grammar is invalid or too complex, or nothing may come next.
             PackageError: the tokenizer cannot be read.
+            DeadlineExceeded: it took so long that the other sequences should not wait for it.
         """
         try:
             return self._next.result(_WAIT_SECONDS)
         except TimeoutError as error:
-            raise RequestError(f"the grammar took more than {_WAIT_SECONDS:g} s for one token") from error
+            raise DeadlineExceeded(f"the grammar took more than {_WAIT_SECONDS:g} s for one token") from error
 
     def fold(self, token_id: int) -> None:
         """Take the token that was drawn from the mask, and begin with the mask of the one after it."""
@@ -108,15 +110,19 @@ class GrammarState:
 
 
 class GrammarMasks:
-    """What the grammars of a stage share: the tokenizer and a few threads. Nothing is read before the first grammar."""
+    """What the grammars of a stage share: the tokenizer and a few threads."""
 
     def __init__(self, *, vocab_size: int, package_dir: Path, num_threads: int = _NUM_THREADS) -> None:
-        """Remember where the tokenizer is."""
+        """Remember where the tokenizer is; it is read at `prepare`, or with the first grammar."""
         self._vocab_size = vocab_size
         self._package_dir = package_dir
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="grammar")
         self._lock = threading.Lock()
         self._tokenizers: dict[tuple[int, ...], llguidance.LLTokenizer] = {}
+
+    def prepare(self, end_ids: tuple[int, ...]) -> None:
+        """Begin to read the tokenizer. What is wrong with it is told to the sequences that need it."""
+        self._pool.submit(self.tokenizer, end_ids)
 
     def open(self, opened: SequenceOpen) -> GrammarState:
         """Return the state of a sequence that has a grammar."""

@@ -27,7 +27,7 @@ from teengined.engine.logprobs import token_logprobs
 from teengined.engine.sequence_draws import SequenceDraws
 from teengined.protocol.worker_messages import PromptLogprobs, SampledToken, SequenceOpen
 
-__all__ = ["SampleRow", "Sampler"]
+__all__ = ["SampleRow", "Sampler", "fault_of"]
 
 Logits = npt.NDArray[np.float32]
 
@@ -49,10 +49,14 @@ class Sampler:
     """Draws for the open sequences of a stage, on the stage's one thread."""
 
     def __init__(self, *, vocab_size: int, package_dir: Path) -> None:
-        """Grammars need the package's tokenizer; it is read with the first of them."""
+        """Grammars need the package's tokenizer; it is read with the first of them, or at `prepare_grammars`."""
         self._vocab_size = vocab_size
         self._masks = GrammarMasks(vocab_size=vocab_size, package_dir=package_dir)
         self._sequences: dict[int, SequenceDraws] = {}
+
+    def prepare_grammars(self, eos_token_ids: Sequence[int]) -> None:
+        """Begin to read the tokenizer in the background, so that no step waits for it: it may take seconds."""
+        self._masks.prepare(tuple(sorted(set(eos_token_ids))))  # as sequences are opened with
 
     def open(self, opened: SequenceOpen) -> None:
         """Begin a sequence, or take it up again after a preemption. What is wrong with it is told when it draws."""
@@ -109,8 +113,7 @@ class Sampler:
         try:
             token_id = self._draw(sequence, row.position, raw_V)
         except TeengineError as error:
-            message = f"{error.message}; {error.hint}" if error.hint else error.message
-            return SampledToken(sequence_id=row.sequence_id, token_id=-1, fault=error.code, message=message)
+            return fault_of(row.sequence_id, error)
         sequence.fold(token_id)
         num_top = sequence.params.logprobs
         logprobs = None if num_top is None else token_logprobs(raw_V, token_id, num_top)
@@ -134,6 +137,12 @@ class Sampler:
         weights_V = _weights(logits_V, float(largest), sequence.params.temperature)
         share = uniform(seed=sequence.params.seed, choice=sequence.choice, position=position)
         return pick(filtered(weights_V, sequence.params), share)
+
+
+def fault_of(sequence_id: int, error: TeengineError) -> SampledToken:
+    """Return what stands in a step's answer for a sequence that fails in it, whatever its goal; the others go on."""
+    message = f"{error.message}; {error.hint}" if error.hint else error.message
+    return SampledToken(sequence_id=sequence_id, token_id=-1, fault=error.code, message=message)
 
 
 def _weights(logits_V: Logits, largest: float, temperature: float) -> Logits:

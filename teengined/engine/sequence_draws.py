@@ -47,6 +47,7 @@ class SequenceDraws:
         Raises:
             RequestError: a listed id is outside the vocabulary, or the grammar cannot be followed.
             PackageError: a grammar needs the tokenizer, which cannot be read.
+            DeadlineExceeded: the grammar took too long.
         """
         if self._problem:
             raise RequestError(self._problem)

@@ -23,7 +23,8 @@ class Sequences:
         """Take over a step's changes: closed, opened, new blocks, copies.
 
         All of them, also where one is wrong: later steps build on the others. Blocks are cleared after the copies,
-        since one that was shared may be read by a copy and have its next owner in the same step.
+        since one that was shared may be read by a copy and have its next owner in the same step. Of a copy the
+        sequence shares what lies before its part; the rest is the other sequence's, and forgotten.
 
         Raises:
             InternalError: the step names a sequence, a block or a place that is not there.
@@ -37,6 +38,7 @@ class Sequences:
         copies = [copy for copy in step.copies if self._fits(copy)]
         problems += [f"copy {copy} does not fit" for copy in step.copies if copy not in copies]
         self._copy(copies)
+        self._pool.clear_tails(self._tails(step, copies))
         self._pool.clear(unwritten)
         if problems:
             raise InternalError(f"step {step.step}: {problems[0]}")
@@ -88,6 +90,17 @@ class Sequences:
             self._tables[copy.sequence_id][copy.index] = copy.target
         for run in _independent(copies):
             self._pool.copy([copy.source for copy in run], [copy.target for copy in run])
+
+    def _tails(self, step: RunStep, copies: Sequence[BlockCopy]) -> dict[int, int]:
+        """Return where in each copied block its sequence's own tokens end."""
+        starts = {part.sequence_id: part.start_position for part in step.parts}
+        block_tokens = self._pool.shape.block_tokens
+        ends = {
+            copy.target: starts[copy.sequence_id] - copy.index * block_tokens
+            for copy in copies
+            if copy.sequence_id in starts
+        }
+        return {target: end for target, end in ends.items() if 0 <= end < block_tokens}
 
 
 def _independent(copies: Sequence[BlockCopy]) -> Iterable[list[BlockCopy]]:

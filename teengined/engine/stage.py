@@ -22,6 +22,7 @@ from teengined.models.batch import StepBatch
 from teengined.models.kv import KVPool, PoolShape
 from teengined.models.skeleton import TORCH_DTYPES, Skeleton, SkeletonOptions, build_skeleton, num_kv_heads, read_config
 from teengined.models.stage_model import Head, StageModel
+from teengined.native.library import kernel_library
 from teengined.protocol.worker_messages import OpenStage, RunStep, StepDone
 from teengined.weights.options import StreamOptions
 from teengined.weights.stage_weights import StageWeights
@@ -81,6 +82,8 @@ class OpenedStage:
 
     def _open(self, on_progress: Callable[[int, int], None]) -> None:
         order, package_dir = self._order, Path(self._order.package_dir)
+        if self._device.torch_device.type == "cpu":
+            kernel_library()  # Compiled once on a host: now, when nobody's request waits for it.
         manifest = read_manifest(package_dir)
         transport_options = self._transport_options(manifest)
         if order.listen_address:
@@ -90,7 +93,9 @@ class OpenedStage:
         self._pool = KVPool(self._device, self._pool_shape(manifest, config))
         self._sequences = Sequences(self._pool)
         if order.stage.has_head:
-            self._answerer = Answerer(Sampler(vocab_size=manifest.vocab_size, package_dir=package_dir))
+            sampler = Sampler(vocab_size=manifest.vocab_size, package_dir=package_dir)
+            sampler.prepare_grammars(manifest.eos_token_ids)
+            self._answerer = Answerer(sampler)
         skeleton = build_skeleton(
             config,
             SkeletonOptions(

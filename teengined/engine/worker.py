@@ -23,8 +23,8 @@ from teengined.engine.control_link import ControlLink
 from teengined.engine.stage_thread import StageThread
 from teengined.interfaces.driver import Device, Driver
 from teengined.interfaces.registry import PluginRegistry
-from teengined.protocol.codec import CodecLimits
 from teengined.protocol.worker_messages import (
+    WORKER_LIMITS,
     CloseStage,
     OpenStage,
     Ping,
@@ -119,7 +119,7 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
 
 
 def _serve(device: Device, driver: Driver, registry: PluginRegistry, environment: Mapping[str, str]) -> None:
-    link = ControlLink(environment["TEENGINE_WORKER_ENDPOINT"], CodecLimits())
+    link = ControlLink(environment["TEENGINE_WORKER_ENDPOINT"], WORKER_LIMITS)
     worker = Worker(device, registry, link)
     descriptions = {description.id: description for description in driver.discover()}
     described = descriptions.get(device.spec.id)

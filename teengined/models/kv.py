@@ -131,6 +131,15 @@ class KVPool:
                     tensor.index_fill_(0, index, 0)
 
     @torch.inference_mode()
+    def clear_tails(self, ends: Mapping[int, int]) -> None:
+        """Forget what blocks hold from a token on, counted in the block: it is another sequence's, and may be NaN."""
+        with torch.inference_mode():  # as the views were made
+            for layer in self._layers.values():
+                for tensor in layer.tensors():
+                    for block, end in ends.items():
+                        tensor[block, :, end:] = 0
+
+    @torch.inference_mode()
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy blocks in every layer, all reads before all writes."""
         if not sources or not self._layers:

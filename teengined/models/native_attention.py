@@ -21,7 +21,8 @@ def can_attend_rows(q_RHD: torch.Tensor, blocks: LayerBlocks) -> bool:
     stored = blocks.keys_NKTD.dtype
     is_known = q_RHD.dtype in _DTYPES and stored in (q_RHD.dtype, torch.int8)
     width = max(blocks.keys_NKTD.shape[-1], blocks.values_NKTE.shape[-1])
-    return q_RHD.device.type == "cpu" and is_known and width <= MAX_WIDTH and has_attention()
+    is_grouped = q_RHD.shape[1] % blocks.keys_NKTD.shape[1] == 0
+    return q_RHD.device.type == "cpu" and is_known and is_grouped and width <= MAX_WIDTH and has_attention()
 
 
 def attend_rows(q_RHD: torch.Tensor, blocks: LayerBlocks, contexts: RowContexts, scoring: Scoring) -> torch.Tensor:

@@ -29,7 +29,7 @@ class PagedContext:
     tables: "torch.Tensor"
     """(B, M) int32 block ids."""
     lengths: "torch.Tensor"
-    """(B,) int32: tokens that a row sees, its own included."""
+    """(B,) int32: tokens that a row sees, its own included; at least 1."""
     key_scales: "torch.Tensor | None" = None
     """(N, K, T) fp32, where keys and values are int8."""
     value_scales: "torch.Tensor | None" = None
@@ -58,7 +58,8 @@ def has_attention() -> bool:
 def paged_attention(q_BHD: "torch.Tensor", context: PagedContext, options: LogitOptions) -> "torch.Tensor":
     """Return (B, H, E) in the dtype of `q`: for each row the weighted sum of the values it sees.
 
-    `q` is contiguous, fp32 or bf16, its width at most `MAX_WIDTH`. Needs `has_attention()`.
+    `q` is contiguous, fp32 or bf16, its width at most `MAX_WIDTH`, its heads a multiple of the key-value heads. Needs
+    `has_attention()`.
     """
     import torch
 
@@ -66,6 +67,9 @@ def paged_attention(q_BHD: "torch.Tensor", context: PagedContext, options: Logit
     assert library is not None, "asked for kernels that are not there"
     num_rows, num_heads, key_width = q_BHD.shape
     _, num_kv_heads, block_tokens, value_width = context.values.shape
+    # The kernel would read past its arrays.
+    assert num_heads % num_kv_heads == 0, f"{num_heads} heads over {num_kv_heads} key-value heads"
+    assert bool((context.lengths >= 1).all()), "a row sees at least itself"
     out_BHE = torch.empty((num_rows, num_heads, value_width), dtype=q_BHD.dtype)
     codes = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
     call = AttentionCall(

@@ -1,8 +1,9 @@
 """Compiles the C sources beside this file for the processor at hand, once, and keeps the result.
 
-A library is code, so it is only taken from a directory that nobody else can write to.
+A library is code, so it is only taken where it and its directory are ours and nobody else can write to them.
 """
 
+import atexit
 import hashlib
 import os
 import platform
@@ -10,6 +11,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 __all__ = ["CompilerMissing", "compiled_library"]
@@ -21,7 +23,7 @@ _COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC")
 # Two seconds on an idle machine; a machine that takes longer than this is better served without.
 _COMPILE_SECONDS = 120.0
-_DIRECTORY_MODE = 0o700
+_PRIVATE_MODE = 0o700
 
 
 class CompilerMissing(RuntimeError):
@@ -33,19 +35,33 @@ def compiled_library(directory: Path | None = None) -> Path:
 
     Args:
         directory: Where compiled libraries are kept; None: `teengine/native` in `CACHE_DIRECTORY` (systemd),
-            `XDG_CACHE_HOME` or `~/.cache`, or a directory of this process where none of them is ours.
+            `XDG_CACHE_HOME` or `~/.cache`. Where that is not ours alone: a directory of this process, gone with it.
 
     Raises:
-        CompilerMissing: no compiler, or it fails.
+        CompilerMissing: no compiler, or it fails, or there is no place for what it makes.
     """
-    directory = _private(directory or _cache_directory())
     compiler = next((path for path in map(shutil.which, _COMPILERS) if path), None)
     if compiler is None:
         raise CompilerMissing(f"none of {', '.join(_COMPILERS)} is installed")
-    target = directory / f"kernels-{_digest(compiler)}.so"
-    if not target.is_file():
-        _compile(compiler, target)
+    try:
+        target = (_kept(directory) or _temporary()) / f"kernels-{_digest(compiler)}.so"
+        if not _is_ours(target, stat.S_ISREG):
+            _compile(compiler, target)
+    except OSError as error:
+        raise CompilerMissing(f"compiled kernels cannot be kept: {error}") from error
     return target
+
+
+def _kept(directory: Path | None) -> Path | None:
+    """Return the directory that outlives this process, made if need be; None where it is not ours alone."""
+    try:
+        directory = directory or _cache_directory()
+        _make(directory)
+        # Below what the system or the user chose, which may be a link, both levels are ours.
+        trusted = _is_ours(directory, stat.S_ISDIR) and not directory.parent.is_symlink()
+    except (OSError, RuntimeError):
+        return None  # No home, or one that cannot be written to.
+    return directory if trusted else None
 
 
 def _cache_directory() -> Path:
@@ -53,16 +69,27 @@ def _cache_directory() -> Path:
     return Path(base) / "teengine" / "native" if base else Path("~/.cache/teengine/native").expanduser()
 
 
-def _private(directory: Path) -> Path:
-    """Return `directory` if it is ours alone, made if need be; else a temporary one."""
+def _make(directory: Path) -> None:
+    """Make a directory and its parents, each for its owner alone: `Path.mkdir` leaves parents to the umask."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=_PRIVATE_MODE, exist_ok=True)
+
+
+def _temporary() -> Path:
+    directory = Path(tempfile.mkdtemp(prefix="teengine-native-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
+def _is_ours(path: Path, is_kind: Callable[[int], bool]) -> bool:
+    """Say whether a path, itself and no link to it, is of a kind, and nobody else may write to it."""
     try:
-        directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
-        status = directory.stat()
-        if status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            return directory
-    except (OSError, RuntimeError):
-        pass  # No home, or one that cannot be written to: the temporary directory below serves this process.
-    return Path(tempfile.mkdtemp(prefix="teengine-native-"))
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
+    others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return is_kind(status.st_mode) and status.st_uid == os.geteuid() and not others_write
 
 
 def _digest(compiler: str) -> str:
@@ -97,4 +124,5 @@ def _compile(compiler: str, target: Path) -> None:
             raise CompilerMissing(f"{compiler} fails: {error.stderr.strip():.400}") from error
         except (OSError, subprocess.TimeoutExpired) as error:
             raise CompilerMissing(f"{compiler} cannot be run: {error}") from error
+        output.chmod(_PRIVATE_MODE)  # A compiler makes it as the umask says, which may let the group write.
         output.replace(target)

@@ -22,8 +22,10 @@ from dataclasses import dataclass
 from teengined.core.plan import Stage
 from teengined.core.request import Goal, TokenLogprobs
 from teengined.core.sampling import SamplingParams
+from teengined.protocol.codec import CodecLimits
 
 __all__ = [
+    "WORKER_LIMITS",
     "WORKER_MESSAGES",
     "BlockCopy",
     "CloseStage",
@@ -44,6 +46,11 @@ __all__ = [
     "WorkerError",
     "WorkerHello",
 ]
+
+WORKER_LIMITS = CodecLimits(max_message_bytes=256 << 20, max_items=1 << 26)
+"""Both ends trust each other, so this only stops a mistake. One step may open every running sequence with its history,
+at most 5 bytes a token and once for each choice: 256 of 100,000 tokens take half of it. A step that is larger ends its
+deployment's sequences, for it also tells what was closed and copied, without which no later step is right."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

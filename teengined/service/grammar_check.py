@@ -13,10 +13,10 @@ import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from teengined.core.errors import InternalError, PackageError, QueueFull, RequestError, error_class
+from teengined.core.errors import InternalError, PackageError, QueueFull, QuotaExceeded, RequestError, error_class
 from teengined.core.records import to_mapping
 from teengined.core.sampling import Grammar
 
@@ -42,8 +42,19 @@ class CheckLimits:
     """Checks in flight: one that takes its whole time leaves the way free for others."""
     max_waiting: int = 64
     """Checks that wait for a process. At some milliseconds each that is less than a second."""
+    max_owner_waiting: int = 4
+    """Of one owner, behind the one that is tried: who sends grammars that take their whole time waits for itself."""
     checks_per_process: int = 500
     """A process is replaced then, so that what a library leaks stays small."""
+
+
+@dataclass(slots=True)
+class _Line:
+    """The checks of one owner."""
+
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    num_checks: int = 0
+    """Waiting, or tried."""
 
 
 class GrammarChecker:
@@ -55,31 +66,50 @@ class GrammarChecker:
         self._free = asyncio.Semaphore(self._limits.num_processes)
         self._idle: list[_CheckProcess] = []
         self._num_waiting = 0
+        self._lines: dict[str, _Line] = {}
+        """By owner; of those that have a check under way or waiting."""
 
-    async def check(self, grammar: Grammar, package_dir: Path) -> None:
+    async def check(self, grammar: Grammar, package_dir: Path, owner: str = "") -> None:
         """Return if a worker can follow `grammar` with the package's tokenizer.
+
+        The grammars of one owner are tried one after another, so that the other processes are free for others.
 
         Raises:
             RequestError: what is wrong with it, and where; or it takes more time or memory than is allowed.
             PackageError: the package's tokenizer cannot be read.
-            QueueFull: too many checks wait already.
+            QuotaExceeded: too many checks of this owner wait already.
+            QueueFull: too many checks of all owners do.
         """
+        line = self._lines.get(owner) or _Line()
+        if line.num_checks > self._limits.max_owner_waiting:
+            raise QuotaExceeded(
+                f"{self._limits.max_owner_waiting} of your grammars wait to be checked", retry_after_seconds=1.0
+            )
         if self._num_waiting >= self._limits.max_waiting:
             raise QueueFull(f"{self._num_waiting} grammars wait to be checked", retry_after_seconds=1.0)
-        self._num_waiting += 1
+        self._lines[owner] = line
+        line.num_checks += 1
         try:
-            await self._free.acquire()
+            await self._check_in_turn(line, grammar, package_dir)
         finally:
-            self._num_waiting -= 1
-        try:
-            await self._check(grammar, package_dir)
-        finally:
-            self._free.release()
+            line.num_checks -= 1
+            if not line.num_checks:
+                del self._lines[owner]
 
     async def close(self) -> None:
         """End the processes that wait for work. Checks under way are ended by cancelling them."""
         while self._idle:
             await self._idle.pop().end()
+
+    async def _check_in_turn(self, line: "_Line", grammar: Grammar, package_dir: Path) -> None:
+        async with contextlib.AsyncExitStack() as held:
+            self._num_waiting += 1
+            try:
+                await held.enter_async_context(line.turn)
+                await held.enter_async_context(self._free)
+            finally:
+                self._num_waiting -= 1
+            await self._check(grammar, package_dir)
 
     async def _check(self, grammar: Grammar, package_dir: Path) -> None:
         process = await self._take()

@@ -81,7 +81,9 @@ class Pipeline:
             self._watch_oldest()
         try:
             self.stages.run(run)
-        except TeengineError as error:  # Too large; the stages would wait for its number for ever.
+        except TeengineError as error:
+            # Too large, and nothing was sent. What it closes, opens and copies would be lost, and the stages' tables
+            # with it, so failing this step alone would make every later one wrong.
             asyncio.get_running_loop().call_soon(self.on_broken, error)
 
     def abandon(self) -> None:

@@ -23,8 +23,9 @@ import zmq
 from teengined.core.device import DeviceSpec
 from teengined.core.records import from_mapping
 from teengined.core.request import Goal, TokenLogprobs
-from teengined.protocol.codec import CodecLimits, Envelope, decode, encode
+from teengined.protocol.codec import Envelope, decode, encode
 from teengined.protocol.worker_messages import (
+    WORKER_LIMITS,
     WORKER_MESSAGES,
     CloseStage,
     OpenStage,
@@ -65,13 +66,13 @@ class FakeWorker:
         self.socket.connect(os.environ["TEENGINE_WORKER_ENDPOINT"])
 
     def send(self, message: Any) -> None:
-        self.socket.send_multipart(encode(Envelope(correlation=0, message=message), WORKER_MESSAGES, CodecLimits()))
+        self.socket.send_multipart(encode(Envelope(correlation=0, message=message), WORKER_MESSAGES, WORKER_LIMITS))
 
     def serve(self) -> None:
         token = os.environ["TEENGINE_WORKER_TOKEN"]
         self.send(WorkerHello(token=token, device_id=self.spec.id, pid=os.getpid(), library_versions=("fake 1",)))
         while True:
-            message = decode(self.socket.recv_multipart(), WORKER_MESSAGES, CodecLimits()).message
+            message = decode(self.socket.recv_multipart(), WORKER_MESSAGES, WORKER_LIMITS).message
             match message:
                 case Ping():
                     self.send(Pong(nonce=message.nonce, rss_bytes=1, allocated_bytes=0))

@@ -12,8 +12,8 @@ import zmq
 
 from teengined.core.device import DeviceSpec
 from teengined.core.records import to_mapping
-from teengined.protocol.codec import CodecLimits, Envelope, decode, encode
-from teengined.protocol.worker_messages import WORKER_MESSAGES, WorkerError, WorkerHello
+from teengined.protocol.codec import Envelope, decode, encode
+from teengined.protocol.worker_messages import WORKER_LIMITS, WORKER_MESSAGES, WorkerError, WorkerHello
 
 __all__ = ["WorkerProcess"]
 
@@ -42,14 +42,14 @@ class WorkerProcess:
 
     def send(self, message: Any) -> None:
         """Send it an order."""
-        frames = encode(Envelope(correlation=0, message=message), WORKER_MESSAGES, CodecLimits())
+        frames = encode(Envelope(correlation=0, message=message), WORKER_MESSAGES, WORKER_LIMITS)
         self._socket.send_multipart([self._identity, *frames])
 
     def receive(self, kind: type[Any]) -> Any:
         """Return its next message of `kind`, or its error; others are passed over."""
         while self._socket.poll(_WAIT_SECONDS * 1000):
             self._identity, *frames = self._socket.recv_multipart()
-            message = decode(frames, WORKER_MESSAGES, CodecLimits()).message
+            message = decode(frames, WORKER_MESSAGES, WORKER_LIMITS).message
             if isinstance(message, kind | WorkerError):
                 return message
         raise TimeoutError(f"no {kind.__name__} within {_WAIT_SECONDS} s; the worker's status: {self.process.poll()}")

@@ -38,6 +38,11 @@ def test_there_is_time_to_drain_and_to_end_the_workers(service: configparser.Sec
     assert float(service["TimeoutStopSec"]) > config.daemon.drain_timeout + 3 * config.worker.stop_timeout
 
 
+def test_compiled_kernels_have_a_place_that_is_the_daemon_s_alone(service: configparser.SectionProxy) -> None:
+    assert service["CacheDirectory"] == "teengined"
+    assert int(service["CacheDirectoryMode"], 8) == 0o700
+
+
 def test_socket_is_the_one_that_clients_try() -> None:
     unit = configparser.ConfigParser(interpolation=None, strict=True)
     unit.optionxform = str  # type: ignore[method-assign,assignment]

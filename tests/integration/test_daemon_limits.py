@@ -12,8 +12,8 @@ import pytest
 
 from teengined.client import AnswerEvent, AsyncClient, Client
 from teengined.core.errors import QueueFull, QuotaExceeded, TeengineError
-from teengined.core.sampling import SamplingParams
-from teengined.protocol.messages import Accepted, Generate, TokenChunk
+from teengined.core.sampling import MAX_GRAMMAR_CHARACTERS, Grammar, GrammarKind, SamplingParams
+from teengined.protocol.messages import Accepted, Finished, Generate, TokenChunk
 from tests.fakes.running_daemon import RunningDaemon, wait_until
 
 pytestmark = pytest.mark.system
@@ -31,7 +31,7 @@ NOBODY = 65534
 ASK_ONCE = """
 import os, sys
 from teengined.client import Client
-from teengined.core.sampling import SamplingParams
+from teengined.core.sampling import MAX_GRAMMAR_CHARACTERS, Grammar, GrammarKind, SamplingParams
 from teengined.protocol.messages import Generate, TokenChunk
 endpoint, user, group = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 os.setgroups([])
@@ -172,3 +172,17 @@ def test_refused_request_may_be_sent_again_and_succeeds(client: Client, daemon: 
         answer = [event for event in client.generate(ask(max_tokens=3)) if isinstance(event, TokenChunk)]
 
     assert json.dumps([event.text for event in answer]) == '["a", "b", "c"]'
+
+
+def test_a_request_that_its_choices_make_large_on_the_way_to_the_workers_is_answered():
+    # 256 KiB from the client, and 5 MiB for the workers: each choice is told all of its sampling.
+    schema = '{"description":""}'
+    text = schema.replace('""', '"' + "\N{GRINNING FACE}" * (MAX_GRAMMAR_CHARACTERS - len(schema)) + '"')
+    grammar = Grammar(kind=GrammarKind.JSON_SCHEMA, text=text)
+    sampling = SamplingParams(max_tokens=2, num_choices=20, grammar=grammar)
+    with RunningDaemon(settings="[batching]\nmax_choices = 20") as daemon, daemon.client() as client:
+        daemon.load(client, num_slots=20, context_tokens=64)
+        events = list(client.generate(Generate(model="bytes", prompt="abc", sampling=sampling)))
+
+    (finished,) = [event for event in events if isinstance(event, Finished)]
+    assert finished.usage.completion_tokens == 40

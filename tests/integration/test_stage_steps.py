@@ -1,9 +1,11 @@
 """Opened stages, step by step: chunks beside decodes, shared and copied blocks, prompt scores, pooled vectors."""
 
+import queue
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -12,6 +14,11 @@ from benchmarks.local_pipeline import LocalPipeline
 from teengined.core.errors import InternalError
 from teengined.core.request import Goal
 from teengined.core.sampling import SamplingParams
+from teengined.engine import grammar_masks, stage
+from teengined.modelpack.manifest import read_manifest
+from teengined.models.skeleton import Skeleton
+from teengined.models.stage_model import Head
+from teengined.native.library import kernel_library
 from teengined.protocol.worker_messages import BlockCopy, PooledVector, StepDone
 from tests.fakes.local_stages import LocalSequence, build_package, open_pipeline
 
@@ -210,3 +217,77 @@ def test_int8_blocks_give_nearly_the_same_scores(architecture: str, tmp_path: Pa
     # Keys and values are off by up to 1/254 of their vector's largest; log-probabilities follow in the same order.
     assert found[1] == pytest.approx(found[0], abs=0.05)
     assert found[1] != found[0]
+
+
+def test_kernels_are_compiled_before_a_stage_says_that_it_is_open(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(stage, "kernel_library", lambda: compiled.append(kernel_library()))
+    with open_pipeline(paths[1]):
+        assert compiled == [kernel_library()]
+
+
+@pytest.mark.parametrize("num_stages", [1, 2])
+def test_the_stage_with_the_head_reads_the_tokenizer_of_grammars_when_it_opens(
+    paths: tuple[Path, Path], num_stages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: queue.Queue[tuple[Path, tuple[int, ...]]] = queue.Queue()
+    monkeypatch.setattr(grammar_masks, "read_tokenizer", lambda *arguments: read.put(arguments))
+    with open_pipeline(paths[1], num_stages=num_stages):
+        assert read.get(timeout=60) == (paths[1], read_manifest(paths[1]).eos_token_ids)
+    assert read.empty()
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, first_row: int, num_rows: int) -> None:
+    """Make the last hidden states of these rows NaN, in every step from now on."""
+    original = Head.__init__
+
+    def spoiled(head: Head, skeleton: Skeleton, outputs: Any, options: Any) -> None:
+        outputs.last_hidden_state[0, first_row : first_row + num_rows] = torch.nan
+        original(head, skeleton, outputs, options)
+
+    monkeypatch.setattr(Head, "__init__", spoiled)
+
+
+def numbers_of(done: StepDone, sequence_id: int) -> npt.NDArray[np.float32]:
+    """Return all numbers that a step told of a sequence."""
+    scores = [
+        each.logprob for told in done.prompt_logprobs if told.sequence_id == sequence_id for each in told.logprobs
+    ]
+    vectors = [np.frombuffer(told.vector, dtype="<f4") for told in done.vectors if told.sequence_id == sequence_id]
+    tokens = [float(token.token_id) for token in done.tokens if token.sequence_id == sequence_id]
+    return np.concatenate([np.array(scores), np.array(tokens), *vectors]).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {},
+        {"sampling": SamplingParams(prompt_logprobs=0)},
+        {"goal": Goal.SCORE},
+        {"goal": Goal.EMBED, "pooling": "mean"},
+        {"goal": Goal.EMBED, "pooling": "last"},
+    ],
+    ids=["generation", "generation with prompt", "score", "mean", "last"],
+)
+def test_what_is_no_number_fails_its_own_sequence_whatever_is_wanted_of_it(
+    paths: tuple[Path, Path], wanted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sequences = [LocalSequence(i, OTHER[:-i], **wanted) for i in (1, 2, 3)]
+    parts = tuple(each.part(0, len(each.prompt), (2 * each.id, 2 * each.id + 1)) for each in sequences)
+    opened = tuple(each.opened() for each in sequences)
+    with open_pipeline(paths[1]) as pipeline:
+        healthy = pipeline.run(parts, opened=opened)
+        pipeline.run((), closed=(1, 2, 3))
+        with monkeypatch.context() as context:
+            spoil(context, len(sequences[0].prompt), len(sequences[1].prompt))
+            done = pipeline.run(parts, opened=opened)
+        after = pipeline.run(parts, closed=(1, 2, 3), opened=opened)
+
+    assert [(t.sequence_id, t.token_id, t.fault) for t in done.tokens if t.fault] == [(2, -1, "numerical_fault")]
+    assert list(numbers_of(done, 2)) == [-1]
+    for sequence_id in (1, 3):
+        np.testing.assert_array_equal(numbers_of(done, sequence_id), numbers_of(healthy, sequence_id))
+    for sequence_id in (1, 2, 3):
+        np.testing.assert_array_equal(numbers_of(after, sequence_id), numbers_of(healthy, sequence_id))

@@ -142,6 +142,21 @@ def test_a_step_of_an_unknown_deployment_is_an_error_and_the_worker_lives(tmp_pa
         assert worker.receive(Pong).nonce == 1
 
 
+def test_a_step_with_the_prompts_of_many_choices_is_taken(tmp_path: Path) -> None:
+    opened = tuple(
+        SequenceOpen(
+            sequence_id=choice, num_prompt_tokens=100_000, sampling=SamplingParams(), history=(128_000,) * 100_000
+        )
+        for choice in range(16)
+    )
+    with WorkerProcess(tmp_path, SPECS[0]) as worker:
+        worker.send(RunStep(deployment_id="d1", step=0, parts=(), opened=opened))
+
+        assert worker.receive(StepDone).code == "unknown_request"
+        worker.send(Ping(nonce=1))
+        assert worker.receive(Pong).nonce == 1
+
+
 @pytest.mark.parametrize("resident", [None, 0.0], ids=["resident", "streamed"])
 def test_a_flipped_bit_is_refused_and_the_unit_named(package_dir: Path, tmp_path: Path, resident: float | None) -> None:
     copy = tmp_path / "tiny"

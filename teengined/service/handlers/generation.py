@@ -40,7 +40,7 @@ class Generations:
             if message.sampling.prompt_logprobs is not None:
                 check_told(len(prompt.token_ids), message.sampling.prompt_logprobs, limits)
             if message.sampling.grammar is not None:
-                await context.grammars.check(message.sampling.grammar, model.package_dir)
+                await context.grammars.check(message.sampling.grammar, model.package_dir, call.owner)
             context.deployments.check_open()  # Reading may have taken a while.
             stream = _stream(context, call, message)
             submission = replace(

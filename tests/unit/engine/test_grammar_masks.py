@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from teengined.core.sampling import Grammar, GrammarKind, SamplingParams
+from teengined.engine import grammar_masks
+from teengined.engine.grammar import read_tokenizer
 from teengined.engine.sampler import Sampler, SampleRow
 from teengined.protocol.worker_messages import SampledToken, SequenceOpen
 from tests.fakes.byte_package import EOS, write_byte_package
@@ -312,3 +315,44 @@ def test_tokens_of_several_bytes_and_letters_that_end_a_text_are_told_apart(tmp_
     sampler.shutdown()
 
     assert drawn == [257, 256]
+
+
+def test_a_tokenizer_that_is_read_ahead_is_not_read_again(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[int, ...]] = []
+
+    def counted(package_dir: Path, end_ids: tuple[int, ...]) -> Any:
+        read.append(end_ids)
+        return read_tokenizer(package_dir, end_ids)
+
+    monkeypatch.setattr(grammar_masks, "read_tokenizer", counted)
+    sampler = Sampler(vocab_size=VOCAB, package_dir=package)
+    sampler.prepare_grammars([EOS])
+    open_sequence(sampler, params_of(grammar(GrammarKind.REGEX, "ab")))
+
+    assert text_of(answer(sampler)) == "ab"
+    assert read == [(EOS,)]
+    sampler.shutdown()
+
+
+def test_a_mask_that_does_not_come_in_time_fails_its_sequence_alone(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+
+    def held_up(package_dir: Path, end_ids: tuple[int, ...]) -> Any:
+        go_on.wait()
+        return read_tokenizer(package_dir, end_ids)
+
+    monkeypatch.setattr(grammar_masks, "read_tokenizer", held_up)
+    monkeypatch.setattr(grammar_masks, "_WAIT_SECONDS", 0.05)
+    sampler = Sampler(vocab_size=VOCAB, package_dir=package)
+    try:
+        open_sequence(sampler, params_of(grammar(GrammarKind.REGEX, "ab")))
+        sampler.open(SequenceOpen(sequence_id=2, num_prompt_tokens=2, sampling=SamplingParams()))
+        drawn = sampler.sample([SampleRow(1, 2), SampleRow(2, 2)], torch.zeros(2, VOCAB))
+    finally:
+        go_on.set()
+        sampler.shutdown()
+
+    assert (drawn[0].token_id, drawn[0].fault) == (-1, "deadline_exceeded")
+    assert (drawn[1].token_id, drawn[1].fault) == (0, "")

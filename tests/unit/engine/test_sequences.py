@@ -75,8 +75,20 @@ def test_blocks_are_copied_before_they_are_cleared_for_their_next_owner() -> Non
     wanted = step(part(1, 4, 0, (3,)), part(2, 1, 3, (3,)), opened=opened(1, 2), copies=(copy,))
     sequences.apply(wanted)
 
-    assert (key(layer, 20), key(layer, 3)) == (4, 0)
+    assert layer.keys_NKTD[20].flatten().tolist() == [4, 4, 4, 0]
+    assert key(layer, 3) == 0
     assert [list(entry.table) for entry in sequences.entries(wanted)] == [[3], [20]]
+
+
+def test_of_a_copied_block_only_what_the_sequence_shares_is_kept() -> None:
+    sequences, layer = filled()
+    layer.keys_NKTD[3, :, 3:] = torch.nan  # of the one that wrote it, beyond what is shared
+    copy = BlockCopy(sequence_id=2, index=1, source=3, target=20)
+
+    sequences.apply(step(part(2, 1, 6, (9, 3)), opened=opened(2), copies=(copy,)))
+
+    assert layer.keys_NKTD[20].flatten().tolist() == [4, 4, 0, 0]
+    assert layer.keys_NKTD[3].flatten()[:3].tolist() == [4, 4, 4]
 
 
 def test_a_copy_may_read_what_an_earlier_one_wrote() -> None:

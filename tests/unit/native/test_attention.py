@@ -103,3 +103,13 @@ def test_logits_of_any_size_are_survived():
     q_BHD, context = context_of((4, 2, 32, 32), torch.float32)
     out_BHE = paged_attention(q_BHD * 1e4, context, LogitOptions(scale=1.0))
     assert bool(out_BHE.isfinite().all())
+
+
+def test_what_would_read_past_an_array_is_refused():
+    q_BHD, context = context_of((4, 2, 32, 32), torch.float32)
+    with pytest.raises(AssertionError, match="3 heads over 2 key-value heads"):
+        paged_attention(q_BHD[:, :3].contiguous(), context, LogitOptions(scale=0.2))
+    with pytest.raises(AssertionError, match="sees at least itself"):
+        paged_attention(
+            q_BHD, replace(context, lengths=torch.zeros(len(LENGTHS), dtype=torch.int32)), LogitOptions(scale=0.2)
+        )

@@ -31,6 +31,69 @@ def test_a_directory_that_others_may_write_to_is_not_trusted(tmp_path: Path):
     assert compiled_library(shared).parent != shared
 
 
+@needs_a_compiler
+def test_links_are_not_followed_to_a_library(tmp_path: Path):
+    real = tmp_path / "real"
+    (real / "native").mkdir(parents=True, mode=0o700)
+    (tmp_path / "leaf").symlink_to(real / "native")
+    (tmp_path / "above").symlink_to(real)
+    for directory in (tmp_path / "leaf", tmp_path / "above" / "native"):
+        assert compiled_library(directory).parent != directory
+    assert list((real / "native").iterdir()) == []
+
+
+@needs_a_compiler
+def test_every_directory_that_is_made_is_its_owner_s_alone(tmp_path: Path):
+    before = os.umask(0o007)
+    try:
+        library = compiled_library(tmp_path / "one" / "two" / "native")
+    finally:
+        os.umask(before)
+    for path in (library, *library.parents[:3]):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("kind", ["writable", "link"])
+def test_a_library_that_others_could_have_changed_is_compiled_again(kind: str, tmp_path: Path):
+    library = compiled_library(tmp_path / "kept")
+    content = b"not from our compiler"
+    if kind == "writable":
+        library.write_bytes(content)
+        library.chmod(0o666)
+    else:
+        (tmp_path / "theirs").write_bytes(content)
+        library.unlink()
+        library.symlink_to(tmp_path / "theirs")
+
+    assert compiled_library(tmp_path / "kept") == library
+    assert library.read_bytes().startswith(b"\x7fELF")
+    assert stat.S_ISREG(library.lstat().st_mode)
+    assert library.stat().st_mode & 0o022 == 0
+
+
+@needs_a_compiler
+def test_a_process_without_a_home_compiles_and_leaves_nothing_behind(tmp_path: Path):
+    program = (
+        "import os, pwd\n"
+        "def nobody(uid): raise KeyError(uid)\n"
+        "pwd.getpwuid = nobody\n"
+        "from teengined.native.compiler import compiled_library\n"
+        "library = compiled_library()\n"
+        "assert library.is_file()\n"
+        "print(library)\n"
+    )
+    homes = ("HOME", "CACHE_DIRECTORY", "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in homes}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
+    outcome = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=150
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.startswith(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_a_compiler_the_error_names_what_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CompilerMissing, match="none of cc, gcc, clang is installed"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from teengined.core.errors import PackageError, QueueFull, RequestError
+from teengined.core.errors import PackageError, QueueFull, QuotaExceeded, RequestError
 from teengined.core.sampling import Grammar, GrammarKind
 from teengined.service.grammar_check import CheckLimits, GrammarChecker
 from tests.fakes.byte_package import write_byte_package
@@ -99,9 +99,9 @@ def test_a_grammar_that_fills_the_memory_is_refused(package: Path) -> None:
 
 def test_the_loop_and_other_checks_go_on_beside_an_endless_one(package: Path) -> None:
     async def story(checker: GrammarChecker) -> None:
-        endless = asyncio.create_task(checker.check(ENDLESS, package))
+        endless = asyncio.create_task(checker.check(ENDLESS, package, "one"))
         for _ in range(3):
-            await checker.check(FINE, package)
+            await checker.check(FINE, package, "other")
         assert not endless.done()
         endless.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -130,15 +130,33 @@ def test_a_check_whose_request_is_cancelled_leaves_no_process_behind(package: Pa
 
 def test_more_checks_than_may_wait_are_refused_at_once(package: Path) -> None:
     async def story(checker: GrammarChecker) -> None:
-        tasks = [asyncio.create_task(checker.check(FINE, package)) for _ in range(6)]
+        tasks = [asyncio.create_task(checker.check(FINE, package, f"owner {i}")) for i in range(6)]
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
 
         full = [outcome for outcome in outcomes if isinstance(outcome, QueueFull)]
         assert len(full) == 3  # one runs, two wait
         assert full[0].retry_after_seconds
         assert [outcome for outcome in outcomes if outcome is not None and outcome not in full] == []
+        assert checker._lines == {}
 
     run(story, CheckLimits(num_processes=1, max_waiting=2))
+
+
+def test_one_owner_s_endless_grammars_wait_for_each_other_and_nobody_else_does(package: Path) -> None:
+    async def story(checker: GrammarChecker) -> None:
+        endless = [asyncio.create_task(checker.check(ENDLESS, package, "hostile")) for _ in range(7)]
+        for _ in range(3):
+            await checker.check(FINE, package, "other")
+        done = [task for task in endless if task.done()]
+        assert [type(task.exception()) for task in done] == [QuotaExceeded] * 2  # one is tried, four wait
+        for task in endless:
+            task.cancel()
+        await asyncio.gather(*endless, return_exceptions=True)
+
+        await checker.check(FINE, package, "hostile")
+        assert checker._lines == {}
+
+    run(story, CheckLimits(cpu_seconds=60, wall_seconds=100, num_processes=2))
 
 
 def test_a_process_that_was_killed_while_idle_is_replaced(package: Path) -> None:
