@@ -15,7 +15,7 @@ from teengined.client import Client
 from teengined.protocol.messages import Loaded, LoadModel, PlanModel
 from tests.fakes.byte_package import write_byte_package
 
-__all__ = ["RunningDaemon", "wait_until"]
+__all__ = ["START_SECONDS", "RunningDaemon", "wait_until"]
 
 FAKES = Path(__file__).parent
 START_SECONDS = 20.0

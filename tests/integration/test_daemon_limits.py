@@ -14,7 +14,7 @@ from teengined.client import AnswerEvent, AsyncClient, Client
 from teengined.core.errors import QueueFull, QuotaExceeded, TeengineError
 from teengined.core.sampling import MAX_GRAMMAR_CHARACTERS, Grammar, GrammarKind, SamplingParams
 from teengined.protocol.messages import Accepted, Finished, Generate, TokenChunk
-from tests.fakes.running_daemon import RunningDaemon, wait_until
+from tests.fakes.running_daemon import START_SECONDS, RunningDaemon, wait_until
 
 pytestmark = pytest.mark.system
 SETTINGS = """
@@ -83,9 +83,10 @@ def test_overload_is_refused_at_once_while_the_daemon_answers(daemon: RunningDae
         async with AsyncClient(daemon.endpoint) as flood, AsyncClient(daemon.endpoint) as other:
             asking = [asyncio.create_task(outcome(flood, ask(), leave)) for _ in range(200)]
             num_refused = 0
-            while num_refused < 190:  # None of those that were taken comes to its end before that.
-                assert (await other.status()).state == "ready"
-                num_refused = sum(task.done() for task in asking)
+            async with asyncio.timeout(START_SECONDS):
+                while num_refused < 190:  # None of those that were taken comes to its end before that.
+                    assert (await other.status()).state == "ready"
+                    num_refused = sum(task.done() for task in asking)
             num_completed = (await other.deployments()).deployments[0].num_completed
             leave.set()
             return Counter(await asyncio.gather(*asking)), num_completed
@@ -122,8 +123,7 @@ def test_flood_of_one_user_leaves_room_for_another(daemon: RunningDaemon):
         async with AsyncClient(daemon.endpoint) as flood:
             leave = asyncio.Event()
             asking = [asyncio.create_task(outcome(flood, ask(), leave)) for _ in range(50)]
-            while sum(task.done() for task in asking) < 40:  # noqa: ASYNC110 - across processes
-                await asyncio.sleep(0.005)
+            await asyncio.to_thread(wait_until, lambda: sum(task.done() for task in asking) >= 40, "40 are refused")
             told = await asyncio.to_thread(ask_as_nobody, daemon)
             assert sum(task.done() for task in asking) == 40
             leave.set()
