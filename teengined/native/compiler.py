@@ -104,7 +104,9 @@ def processor_kernels(cpuinfo: str | None = None) -> tuple[str, ...]:
     What a compiler too old for the processor leaves out is not seen.
     """
     text = _processor() if cpuinfo is None else cpuinfo
-    flags = next((line.partition(":")[2].split() for line in text.splitlines() if line.startswith("flags")), list[str]())
+    flags = next(
+        (line.partition(":")[2].split() for line in text.splitlines() if line.startswith("flags")), list[str]()
+    )
     return tuple(name for name, needed in _NEEDED_FLAGS.items() if needed <= set(flags))
 
 
