@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from teengined.core.device import MEASURED_TOKENS, DeviceProfile, DeviceSpec
 from teengined.core.quantities import format_bytes
@@ -14,6 +15,7 @@ __all__ = [
     "Level",
     "device_findings",
     "host_findings",
+    "kernel_finding",
     "library_findings",
     "profile_findings",
 ]
@@ -147,3 +149,20 @@ def _giga_parameters(profile: DeviceProfile, precision: str, num_tokens: int) ->
 
 def _judge(check: str, text: str, good: bool, remedy: str) -> Finding:
     return Finding(check=check, level=Level.OK if good else Level.WARN, text=text, remedy="" if good else remedy)
+
+
+def kernel_finding(library: Path | None, names: tuple[str, ...], problem: str) -> Finding:
+    """Say which compiled kernels CPU workers have.
+
+    Args:
+        library: Where they are; None: there are none, for `problem`.
+        names: Those that the processor can run.
+        problem: Why nothing was compiled.
+    """
+    if library is None:
+        text = f"CPUs serve with stock kernels, slower with many streams: {problem}"
+        return Finding(check="kernels", level=Level.WARN, text=text, remedy="apt-get install gcc libc6-dev")
+    if not names:
+        text = "CPUs serve with stock kernels, slower with many streams: the compiled ones need AVX-512"
+        return Finding(check="kernels", level=Level.WARN, text=text, remedy="a processor with AVX-512 BW and VNNI")
+    return Finding(check="kernels", level=Level.OK, text=f"{', '.join(names)}: compiled in {library.parent}")

@@ -22,12 +22,12 @@ from teengined.service.config import LoadedConfig
 from teengined.service.context import ServiceContext
 from teengined.service.deployments import DeploymentSet
 from teengined.service.devices import describe_devices, resolve_devices
-from teengined.service.grammar_check import GrammarChecker
+from teengined.service.grammar_check import CheckLimits, GrammarChecker
 from teengined.service.handlers.table import handler_table
 from teengined.service.planning import Planner
 from teengined.service.profiles import ProfileStore
 from teengined.service.server import Server
-from teengined.service.settings import WorkerSettings
+from teengined.service.settings import CheckSettings, WorkerSettings
 from teengined.service.workers import WorkerPool
 
 __all__ = ["Daemon", "Inventory", "take_inventory", "wire"]
@@ -139,10 +139,22 @@ def _service(
         planner=planner,
         pool=pool,
         deployments=deployments,
-        grammars=GrammarChecker(),
+        grammars=GrammarChecker(_check_limits(config.checks)),
         request_drain=request_drain,
     )
 
 
 def _with_command(settings: WorkerSettings) -> WorkerSettings:
     return replace(settings, command=settings.command or (sys.executable, "-m", "teengined.engine.worker"))
+
+
+def _check_limits(settings: CheckSettings) -> CheckLimits:
+    return CheckLimits(
+        cpu_seconds=settings.grammar_seconds,
+        wall_seconds=settings.grammar_wall,
+        load_seconds=settings.grammar_load,
+        memory_bytes=settings.grammar_memory,
+        num_processes=settings.grammar_processes,
+        max_waiting=settings.grammar_waiting,
+        max_owner_waiting=settings.grammar_owner_waiting,
+    )

@@ -14,13 +14,19 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["CompilerMissing", "compiled_library"]
+__all__ = ["CompilerMissing", "compiled_library", "processor_kernels"]
 
 _SOURCES = ("attention.c", "bf16_linear.c", "int8_linear.c")
 _HEADERS = ("kernels.h", "lanes.h")
 _COMPILERS = ("cc", "gcc", "clang")
 # -march=native takes what this processor has. -ffast-math would change how the whole process treats tiny numbers.
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC")
+# Flags of /proc/cpuinfo for what the sources ask of the processor; without them they compile to nothing.
+_NEEDED_FLAGS = {
+    "int8 products": {"avx512f", "avx512bw", "avx512_vnni"},
+    "bf16 products": {"avx512f", "avx512bw", "avx512_bf16"},
+    "attention": {"avx512f", "avx512bw", "avx512vl"},
+}
 # Two seconds on an idle machine; a machine that takes longer than this is better served without.
 _COMPILE_SECONDS = 120.0
 _PRIVATE_MODE = 0o700
@@ -90,6 +96,18 @@ def _is_ours(path: Path, is_kind: Callable[[int], bool]) -> bool:
         return False
     others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     return is_kind(status.st_mode) and status.st_uid == os.geteuid() and not others_write
+
+
+def processor_kernels(cpuinfo: str | None = None) -> tuple[str, ...]:
+    """Return the names of the kernels that a processor can run; `cpuinfo` is the text of /proc/cpuinfo, None: read it.
+
+    What a compiler too old for the processor leaves out is not seen.
+    """
+    text = _processor() if cpuinfo is None else cpuinfo
+    flags = next(
+        (line.partition(":")[2].split() for line in text.splitlines() if line.startswith("flags")), list[str]()
+    )
+    return tuple(name for name, needed in _NEEDED_FLAGS.items() if needed <= set(flags))
 
 
 def _digest(compiler: str) -> str:

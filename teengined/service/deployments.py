@@ -22,6 +22,7 @@ from teengined.service.deployment import LoadedModel
 from teengined.service.host import available_memory_bytes
 from teengined.service.planning import Planned, Planner
 from teengined.service.prompts import PromptReader
+from teengined.service.rendering.exchange import RenderBounds
 from teengined.service.segments import parser_for
 from teengined.service.settings import Config
 from teengined.service.speed import SpeedMeter
@@ -187,8 +188,7 @@ class DeploymentSet:
         package_dir = await asyncio.to_thread(self.planner.store.path_of, request.plan.model)
         if request.verify:
             await asyncio.to_thread(check_companions, package_dir, planned.manifest)
-        max_characters = _TEMPLATE_FACTOR * config.protocol.max_message
-        text = await asyncio.to_thread(TextCodec, package_dir, max_characters)
+        text = await asyncio.to_thread(TextCodec, package_dir, _render_bounds(config))
         self._num_loads += 1
         deployment_id = f"d{self._num_loads}"
         options = StageOptions(
@@ -261,4 +261,13 @@ def _request_limits(config: Config, name: str, planned: Planned) -> ModelLimits:
         max_inputs=config.batching.max_inputs,
         max_seconds=config.limits.max_request_time,
         max_reply_bytes=config.protocol.max_reply_bytes,
+    )
+
+
+def _render_bounds(config: Config) -> RenderBounds:
+    return RenderBounds(
+        max_characters=_TEMPLATE_FACTOR * config.protocol.max_message,
+        cpu_seconds=config.checks.template_seconds,
+        wall_seconds=config.checks.template_wall,
+        memory_bytes=config.checks.template_memory,
     )

@@ -30,9 +30,9 @@ _MIB = 1 << 20
 class CheckLimits:
     """What checking may cost."""
 
-    cpu_seconds: int = 2
-    """Processor time of one grammar, rounded up by less than a second. Large real ones take a tenth of it."""
-    wall_seconds: float = 15.0
+    cpu_seconds: float = 0.5
+    """Processor time of one grammar, rounded up by less than a second. Large real ones take 0.2 s."""
+    wall_seconds: float = 5.0
     """The same by the clock, on a machine whose processors are busy."""
     load_seconds: float = 60.0
     """For reading a package's tokenizer, which takes some seconds at most on a machine that is not overloaded."""
@@ -205,7 +205,7 @@ class _CheckProcess:
         if answer is not None:
             return answer
         if await self._process.wait() == -signal.SIGXCPU:
-            raise RequestError(f"{what} {self._limits.cpu_seconds} s of processor time", hint=_HINT)
+            raise RequestError(f"{what} {self._limits.cpu_seconds:g} s of processor time", hint=_HINT)
         raise RequestError(f"{what} {self._limits.memory_bytes // _MIB} MiB of memory", hint=_HINT)
 
     async def _answer(self) -> Mapping[str, str] | None:

@@ -36,7 +36,7 @@ _NICENESS = 10
 
 def main(arguments: list[str]) -> int:
     """Answer requests until the input ends. `arguments`: bytes of memory, seconds of processor time, parent's id."""
-    memory_bytes, cpu_seconds, parent = (int(word) for word in arguments)
+    memory_bytes, cpu_seconds, parent = int(arguments[0]), float(arguments[1]), int(arguments[2])
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         return 1  # it ended before the kernel was asked to tell
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _answer(
-    request: dict[str, Any], tokenizers: "dict[tuple[str, int], llguidance.LLTokenizer]", cpu_seconds: int
+    request: dict[str, Any], tokenizers: "dict[tuple[str, int], llguidance.LLTokenizer]", cpu_seconds: float
 ) -> None:
     package_dir = Path(request["package_dir"])
     try:
@@ -77,7 +77,7 @@ def _answer(
     _say(state="valid")
 
 
-def _allow_processor_time(cpu_seconds: int | None) -> None:
+def _allow_processor_time(cpu_seconds: float | None) -> None:
     """Have the kernel end this process after so much more; the kernel counts in whole seconds."""
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     soft = resource.RLIM_INFINITY if cpu_seconds is None else math.ceil(time.process_time() + cpu_seconds)

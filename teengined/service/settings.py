@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 __all__ = [
     "BatchingSettings",
+    "CheckSettings",
     "Config",
     "DaemonSettings",
     "DeviceSettings",
@@ -172,6 +173,41 @@ class BatchingSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckSettings:
+    """What a client's grammars and a model's chat template may cost, each in a bounded process of its own."""
+
+    grammar_seconds: float = setting(
+        0.5,
+        "seconds",
+        "Of processor time for one grammar, rounded up by less than 1 s; large real ones take 0.2 s.",
+        minimum=0.01,
+    )
+    grammar_wall: float = setting(5.0, "seconds", "The same by the clock, where processors are busy.", minimum=0.1)
+    grammar_memory: int = setting(
+        2 * GIB, "bytes", "Address space of one process: the largest tokenizers take a quarter.", minimum=64 * MIB
+    )
+    grammar_load: float = setting(
+        60.0, "seconds", "Reading a package's tokenizer takes some seconds, more on an overloaded host.", minimum=0.1
+    )
+    grammar_processes: int = setting(
+        2, "processes", "Grammars tried at once: one that takes its whole time leaves the way free.", minimum=1
+    )
+    grammar_waiting: int = setting(
+        64, "grammars", "Waiting for a process; at some milliseconds each that is less than a second.", minimum=0
+    )
+    grammar_owner_waiting: int = setting(
+        4, "grammars", "Of one user, behind the one that is tried: a hostile user waits for itself.", minimum=0
+    )
+    template_seconds: float = setting(
+        1.0, "seconds", "Of processor time for one conversation; published templates take milliseconds.", minimum=0.01
+    )
+    template_wall: float = setting(5.0, "seconds", "The same by the clock, where processors are busy.", minimum=0.1)
+    template_memory: int = setting(
+        256 * MIB, "bytes", "Of one conversation; one of a million tokens takes some 30 MB.", minimum=16 * MIB
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KvSettings:
     """How keys and values of running sequences are kept."""
 
@@ -258,6 +294,7 @@ class Config:
     protocol: ProtocolSettings = field(default_factory=ProtocolSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     batching: BatchingSettings = field(default_factory=BatchingSettings)
+    checks: CheckSettings = field(default_factory=CheckSettings)
     kv: KvSettings = field(default_factory=KvSettings)
     streaming: StreamingSettings = field(default_factory=StreamingSettings)
     planning: PlanningSettings = field(default_factory=PlanningSettings)

@@ -24,8 +24,8 @@ _NAMED_TEMPLATE = "default"
 class TextCodec:
     """Text of one model to token ids and back. Safe to use from several threads."""
 
-    def __init__(self, package_dir: Path, max_characters: int) -> None:
-        """Read `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`.
+    def __init__(self, package_dir: Path, bounds: RenderBounds) -> None:
+        """Read `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`, which is held to `bounds`.
 
         Raises:
             PackageError: one of them cannot be read.
@@ -38,7 +38,7 @@ class TextCodec:
         self._borders = [named[name] for name in ("bos_token", "eos_token") if name in named]
         """Texts of the tokens that begin a text or, failing that, end one."""
         self.template_source: str | None = _template_of(package_dir, config)
-        self._template = _open_template(self.template_source, config, max_characters)
+        self._template = _open_template(self.template_source, config, bounds)
         path = package_dir / "tokenizer.json"
         try:
             self._tokenizer: Any = cast("Any", tokenizers).Tokenizer.from_file(str(path))
@@ -137,10 +137,10 @@ class TextCodec:
         )
 
 
-def _open_template(source: str | None, config: dict[str, Any], max_characters: int) -> ChatTemplate | None:
+def _open_template(source: str | None, config: dict[str, Any], bounds: RenderBounds) -> ChatTemplate | None:
     if source is None:
         return None
-    return ChatTemplate(source, _special_tokens(config), RenderBounds(max_characters=max_characters))
+    return ChatTemplate(source, _special_tokens(config), bounds)
 
 
 def _special_ids(tokenizer: Any) -> dict[str, int]:

@@ -11,7 +11,8 @@ from collections.abc import Generator, Iterator
 import pytest
 
 from teengined.client import AnswerEvent, AsyncClient, Client
-from teengined.core.errors import QueueFull, QuotaExceeded, TeengineError
+from teengined.core.errors import QueueFull, QuotaExceeded, RequestError, TeengineError
+from teengined.core.request import ChatMessage
 from teengined.core.sampling import MAX_GRAMMAR_CHARACTERS, Grammar, GrammarKind, SamplingParams
 from teengined.protocol.messages import Accepted, Finished, Generate, TokenChunk
 from tests.fakes.running_daemon import START_SECONDS, RunningDaemon, wait_until
@@ -31,6 +32,7 @@ NOBODY = 65534
 ASK_ONCE = """
 import os, sys
 from teengined.client import Client
+from teengined.core.request import ChatMessage
 from teengined.core.sampling import MAX_GRAMMAR_CHARACTERS, Grammar, GrammarKind, SamplingParams
 from teengined.protocol.messages import Generate, TokenChunk
 endpoint, user, group = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -186,3 +188,16 @@ def test_a_request_that_its_choices_make_large_on_the_way_to_the_workers_is_answ
 
     (finished,) = [event for event in events if isinstance(event, Finished)]
     assert finished.usage.completion_tokens == 40
+
+
+def test_what_grammars_and_templates_may_cost_is_set():
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    settings = "[checks]\ngrammar_seconds = 0.25\ntemplate_seconds = 0.05"
+    grammar = Grammar(kind=GrammarKind.JSON_SCHEMA, text='{"type":"integer","multipleOf":123456789}')
+    with RunningDaemon(settings=settings) as daemon, daemon.client() as client:
+        (next(daemon.directory.glob("store/*")) / "chat_template.jinja").write_text(endless)
+        daemon.load(client)
+        with pytest.raises(RequestError, match=r"more than 0\.25 s of processor time"):
+            list(client.generate(Generate(model="bytes", prompt="abc", sampling=SamplingParams(grammar=grammar))))
+        with pytest.raises(RequestError, match=r"it may run for 0\.05 s"):
+            list(client.generate(Generate(model="bytes", messages=(ChatMessage(role="user", content="hi"),))))

@@ -18,6 +18,7 @@ from teengined.cli.findings import (
     Level,
     device_findings,
     host_findings,
+    kernel_finding,
     library_findings,
     profile_findings,
 )
@@ -90,14 +91,14 @@ def _python() -> Iterator[Finding]:
 
 def _kernels() -> Finding:
     """Say whether CPU workers have compiled kernels; compiles them, as a worker would."""
-    from teengined.native.compiler import CompilerMissing, compiled_library
+    from teengined.native.compiler import CompilerMissing, compiled_library, processor_kernels
 
+    library, problem = None, ""
     try:
         library = compiled_library()
     except CompilerMissing as error:
-        text = f"CPUs serve with stock kernels, slower with many streams: {error}"
-        return Finding(check="kernels", level=Level.WARN, text=text, remedy="apt-get install gcc libc6-dev")
-    return Finding(check="kernels", level=Level.OK, text=f"compiled for this processor in {library.parent}")
+        problem = str(error)
+    return kernel_finding(library, processor_kernels(), problem)
 
 
 def _store(invocation: Invocation) -> Path:

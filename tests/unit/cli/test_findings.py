@@ -1,10 +1,12 @@
 from dataclasses import replace
+from pathlib import Path
 
 from teengined.cli.findings import (
     HostReadings,
     Level,
     device_findings,
     host_findings,
+    kernel_finding,
     library_findings,
     profile_findings,
 )
@@ -93,3 +95,12 @@ def test_a_slow_disk_warns():
     slow = replace(PROFILES, host=replace(PROFILES.host, disk_read_bytes_per_second=8e7))
 
     assert levels(profile_findings(slow))["disk speed"] is Level.WARN
+
+
+def test_a_library_without_kernels_is_not_well():
+    library = Path("/cache/native/kernels.so")
+
+    assert kernel_finding(library, (), "").level is Level.WARN
+    assert kernel_finding(None, ("attention",), "no compiler").text.endswith("no compiler")
+    well = kernel_finding(library, ("int8 products", "attention"), "")
+    assert (well.level, well.text) == (Level.OK, "int8 products, attention: compiled in /cache/native")

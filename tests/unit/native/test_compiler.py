@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from teengined.native import compiler
-from teengined.native.compiler import CompilerMissing, compiled_library
+from teengined.native.compiler import CompilerMissing, compiled_library, processor_kernels
+from teengined.native.library import kernel_library, missing_reason
 
 needs_a_compiler = pytest.mark.skipif(
     not any(map(compiler.shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler is installed"
@@ -92,6 +93,29 @@ def test_a_process_without_a_home_compiles_and_leaves_nothing_behind(tmp_path: P
     assert outcome.returncode == 0, outcome.stderr
     assert outcome.stdout.startswith(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        ("fpu sse2 avx2 fma", ()),
+        ("avx512f avx512bw avx512vl", ("attention",)),
+        ("avx512f avx512bw avx512vl avx512_vnni", ("int8 products", "attention")),
+        ("avx512_bf16 avx512f avx512bw avx512vl avx512_vnni", ("int8 products", "bf16 products", "attention")),
+    ],
+)
+def test_a_processor_runs_the_kernels_whose_instructions_it_has(flags: str, names: tuple[str, ...]):
+    assert processor_kernels(f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\n") == names
+
+
+@needs_a_compiler
+def test_the_flags_name_what_was_compiled():
+    library = kernel_library()
+    if library is None:
+        pytest.skip(missing_reason())
+    has = (library.has_int8_linear, library.has_bf16_linear, library.has_attention)
+    compiled = {name for name, there in zip(("int8 products", "bf16 products", "attention"), has, strict=True) if there}
+    assert compiled <= set(processor_kernels())
 
 
 def test_without_a_compiler_the_error_names_what_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

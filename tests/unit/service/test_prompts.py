@@ -10,6 +10,7 @@ from teengined.core.errors import QueueFull
 from teengined.core.request import ChatMessage, ToolCall
 from teengined.protocol.messages import Generate, Score
 from teengined.service.prompts import PromptReader
+from teengined.service.rendering.exchange import RenderBounds
 from teengined.service.text import TextCodec
 from tests.fakes.byte_package import write_byte_package
 
@@ -20,8 +21,8 @@ NOW = datetime(2024, 2, 29, tzinfo=UTC)
 class StuckOnLong(TextCodec):
     """Reads long texts only when it is let."""
 
-    def __init__(self, package_dir: Path, max_characters: int) -> None:
-        super().__init__(package_dir, max_characters)
+    def __init__(self, package_dir: Path) -> None:
+        super().__init__(package_dir, RenderBounds(max_characters=1000))
         self.let = threading.Event()
 
     def encode(self, prompt: str, max_tokens: int | None = None) -> tuple[int, ...]:
@@ -33,7 +34,7 @@ class StuckOnLong(TextCodec):
 
 @pytest.fixture
 def text(tmp_path: Path) -> StuckOnLong:
-    return StuckOnLong(write_byte_package(tmp_path), 1000)
+    return StuckOnLong(write_byte_package(tmp_path))
 
 
 def test_every_form_of_a_prompt_becomes_tokens(text: StuckOnLong):

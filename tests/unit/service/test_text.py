@@ -8,9 +8,11 @@ from tokenizers import models, processors
 
 from teengined.core.errors import ContextTooLong, PackageError, RequestError
 from teengined.core.request import ChatMessage
+from teengined.service.rendering.exchange import RenderBounds
 from teengined.service.text import TextCodec
 from tests.fakes.byte_package import BOS, EOS, write_byte_package
 
+BOUNDS = RenderBounds(max_characters=1000)
 NOW = datetime(2024, 2, 29, tzinfo=UTC)
 HELLO = (ChatMessage(role="user", content="hi"),)
 
@@ -26,32 +28,32 @@ def set_template(package: Path, template: object) -> None:
 
 
 def test_prompt_is_encoded_as_it_is(package: Path):
-    assert TextCodec(package, 1000).encode("hé") == tuple("hé".encode())
+    assert TextCodec(package, BOUNDS).encode("hé") == tuple("hé".encode())
 
 
 def test_template_file_beats_the_configured_one(package: Path):
     (package / "chat_template.jinja").write_text("file")
 
-    assert TextCodec(package, 1000).template_source == "file"
+    assert TextCodec(package, BOUNDS).template_source == "file"
 
 
 def test_default_of_several_templates_is_taken(package: Path):
     set_template(package, [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}])
 
-    assert TextCodec(package, 1000).template_source == "plain"
+    assert TextCodec(package, BOUNDS).template_source == "plain"
 
 
 def test_chat_without_template_says_what_to_do(package: Path):
     set_template(package, None)
 
     with pytest.raises(RequestError, match="no chat template") as caught:
-        TextCodec(package, 1000).render_chat(HELLO, now=NOW)
+        TextCodec(package, BOUNDS).render_chat(HELLO, now=NOW)
 
     assert "plain prompt" in caught.value.hint
 
 
 def test_special_tokens_of_a_rendered_chat_are_single_tokens(package: Path):
-    assert TextCodec(package, 1000).encode_rendered("a<eos>") == (ord("a"), EOS)
+    assert TextCodec(package, BOUNDS).encode_rendered("a<eos>") == (ord("a"), EOS)
 
 
 @pytest.mark.parametrize("content", [b"\xff", b"x" * ((1 << 20) + 1)])
@@ -59,18 +61,18 @@ def test_template_that_cannot_be_read_is_a_damaged_package(package: Path, conten
     (package / "chat_template.jinja").write_bytes(content)
 
     with pytest.raises(PackageError, match=r"chat_template\.jinja"):
-        TextCodec(package, 1000)
+        TextCodec(package, BOUNDS)
 
 
 def test_tokenizer_that_cannot_be_read_is_a_damaged_package(package: Path):
     (package / "tokenizer.json").write_text("{}")
 
     with pytest.raises(PackageError, match=r"tokenizer\.json cannot be read"):
-        TextCodec(package, 1000)
+        TextCodec(package, BOUNDS)
 
 
 def test_end_of_sequence_has_no_text(package: Path):
-    detokenizer = TextCodec(package, 1000).detokenizer()
+    detokenizer = TextCodec(package, BOUNDS).detokenizer()
 
     assert [detokenizer.add(token) for token in (104, EOS, 105)] == ["h", "", "i"]
 
@@ -85,7 +87,7 @@ def pair_codec(directory: Path, template: str | None, config: dict[str, str]) ->
         tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=ids)
     tokenizer.save(str(directory / "tokenizer.json"))
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
-    return TextCodec(directory, 1000)
+    return TextCodec(directory, BOUNDS)
 
 
 BEGINS, ENDS = {"bos_token": "<s>"}, {"eos_token": "</s>"}
@@ -126,7 +128,7 @@ def test_empty_context_of_a_model_without_a_first_token_is_refused(tmp_path: Pat
 
 
 def test_prompt_beyond_the_context_is_refused_by_its_number_of_tokens(package: Path):
-    codec = TextCodec(package, 1000)
+    codec = TextCodec(package, BOUNDS)
 
     assert len(codec.encode("a" * 10, max_tokens=10)) == 10
     with pytest.raises(ContextTooLong, match="11 prompt tokens; bytes is loaded with a context of 10"):
@@ -136,6 +138,6 @@ def test_prompt_beyond_the_context_is_refused_by_its_number_of_tokens(package: P
 
 
 def test_special_tokens_that_are_asked_for_have_their_name_as_text(package: Path):
-    detokenizer = TextCodec(package, 1000).detokenizer({"<eos>", "<no such token>"})
+    detokenizer = TextCodec(package, BOUNDS).detokenizer({"<eos>", "<no such token>"})
 
     assert [detokenizer.add(token) for token in (104, EOS, BOS, 105)] == ["h", "<eos>", "", "i"]
