@@ -91,7 +91,7 @@ class StuckOnAll(StuckOnLong):
 
 
 def test_short_texts_that_wait_are_limited(tmp_path: Path):
-    text = StuckOnAll(write_byte_package(tmp_path), 1000)
+    text = StuckOnAll(write_byte_package(tmp_path))
 
     async def story() -> None:
         reader = PromptReader(text, 100, lambda: NOW)
