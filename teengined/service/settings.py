@@ -196,7 +196,7 @@ class CheckSettings:
         64, "grammars", "Waiting for a process; at some milliseconds each that is less than a second.", minimum=0
     )
     grammar_owner_waiting: int = setting(
-        4, "grammars", "Of one user, behind the one that is tried: a hostile user waits for itself.", minimum=0
+        32, "grammars", "Of one user, behind the one that is tried: a hostile user waits for itself.", minimum=0
     )
     template_seconds: float = setting(
         1.0, "seconds", "Of processor time for one conversation; published templates take milliseconds.", minimum=0.01

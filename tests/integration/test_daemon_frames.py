@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import msgpack
 import pytest
 import zmq
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from teengined.core.errors import MessageTooLarge
@@ -129,6 +129,7 @@ ASKING = sorted(CLIENT_MESSAGES.keys() - LEFT_OUT)
 @given(asked=st.sampled_from(ASKING).flatmap(lambda tag: st.tuples(st.just(tag), wire_fields(CLIENT_MESSAGES[tag]))))
 def test_any_message_is_answered_and_the_daemon_goes_on(raw: zmq.Socket, asked):
     tag, fields = asked
+    assume(tag != "cancel" or fields.get("request_id"))  # Without an id it is a word within a call, never answered.
     reply = final_reply_to(raw, [HEADER, body(3, tag, fields)])
 
     assert not isinstance(reply, ErrorReply) or reply.code != "internal", reply
