@@ -15,7 +15,7 @@ _LEAST_TOKENS = 8
 # Where nothing was measured yet.
 _FIRST_TOKENS = 64
 # One odd step moves the count, or the time of a decode step, by no more than this.
-_MOST_GROWTH, _MOST_SHRINKAGE = 1.5, 0.5
+_MOST_GROWTH, _MOST_SHRINKAGE = 1.2, 0.5
 _NEWEST = 0.2
 
 
