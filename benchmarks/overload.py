@@ -85,7 +85,7 @@ async def _storm(daemon: PrivateDaemon, model: str, vocab_size: int) -> Sequence
         _promise(
             "p99 to first token 10 s after / before", after / before, 1.5, at_least=False, before=before, after=after
         ),
-        _promise("p99 seconds to a refusal", percentile(refused or [0.0], 0.99), 0.25, at_least=False),
+        _promise("p99 seconds to a refusal", percentile(refused or [0.0], 0.99), 0.05, at_least=False),
         _promise(
             "memory after / before", memory_after / memory_before, 1.2, at_least=False, before_bytes=memory_before
         ),
