@@ -1,8 +1,16 @@
-/* Products of activations with a bf16 weight, in the order of sums that the row alone decides.
+/* Products of bf16 activations with a weight of bf16, or of int8 with a scale for each output.
 
-   The weight stays as it is stored, (O, I) row after row, and is read once for up to PASS_R rows. Sixteen partial sums
-   of pairs of neighbours run along a row and are added up at its end, in fp32: always in the same order, whatever other
-   rows there are.
+   The weight stays as it is stored, (O, I) row after row. Two things make the speed:
+   - A thread reads its part of the weight from front to back: while a block of rows is multiplied, the next one is
+     fetched, line after line as it lies in memory, into the second-level cache. Memory gives twice as much to one
+     such walk as to several at once.
+   - Activations are laid out anew, four rows beside each other, and a chunk of columns of all of them stays in the
+     first-level cache while a block of weight rows passes. What is fetched and what misses the cache share the same
+     few slots, so a miss here would hold up the fetching.
+   An int8 weight becomes bf16, which holds every such number exactly, four rows and a chunk of columns at a time.
+
+   Sixteen partial sums of pairs of neighbours run along a chunk and are added up at its end, and so are the chunks, in
+   fp32: always in the same order for the same chunk, whatever other rows there are.
 
    Legend: M rows of activations, I inputs, O outputs. */
 
@@ -11,96 +19,194 @@
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512F__)
 #include "lanes.h"
 
-enum { TILE_O = 4, TILE_R = 4, CHUNK_I = 1024, PASS_R = 64, FETCH_TILES = 4 };
+/* Weight rows and activation rows of one register tile; columns of one step along it; rows for which a weight is read
+   once; the longest chunk and the largest block of weight rows. */
+enum { TILE_O = 4, TILE_R = 4, STEP_I = 32, PASS_R = 64, MAX_CHUNK_I = 2048, MAX_BLOCK_O = 64 };
+/* Bytes of a block of weight rows, so that this one and the next fit the second-level cache. */
+enum { BLOCK_BYTES = 1 << 18 };
 
 typedef struct {
-    const uint16_t *next;
-    int64_t stride, offset;
-    int num_tiles;
+    const char *next; /* the next line to fetch */
+    int lines;        /* to fetch in each step of a tile */
+    int num_tiles;    /* that fetch, of those over the same weight rows */
 } fetch_t;
 
-static inline __m512bh pairs(const uint16_t *x, __mmask32 mask) {
-    return (__m512bh)_mm512_maskz_loadu_epi16(mask, x);
+static inline __m512bh pairs(const uint16_t *x) { return (__m512bh)_mm512_loadu_si512(x); }
+
+/* Returns the sums of the lanes of each of sixteen vectors: element 4 * j + i is that of vector 4 * i + j. */
+static inline __m512 sums_of(const __m512 *v) {
+    __m512 a[8], b[4];
+    for (int i = 0; i < 8; i++)
+        a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0x44),
+                             _mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0xee));
+    for (int i = 0; i < 4; i++)
+        b[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0x88),
+                             _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0xdd));
+    const __m512 low = _mm512_add_ps(_mm512_unpacklo_ps(b[0], b[1]), _mm512_unpackhi_ps(b[0], b[1]));
+    const __m512 high = _mm512_add_ps(_mm512_unpacklo_ps(b[2], b[3]), _mm512_unpackhi_ps(b[2], b[3]));
+    return _mm512_add_ps(_mm512_shuffle_ps(low, high, 0x44), _mm512_shuffle_ps(low, high, 0xee));
 }
 
-/* Adds to sums[r][o] the products of `num_rows` rows with TILE_O weight rows over `width` columns. */
-static inline __attribute__((always_inline)) void tile_of(const int num_rows, const uint16_t *x, int64_t x_stride,
-                                                          const uint16_t *const *w, int64_t width,
-                                                          float (*out)[TILE_O][16], fetch_t fetch) {
-    __m512 sums[TILE_R][TILE_O];
-    for (int r = 0; r < num_rows; r++)
-        for (int o = 0; o < TILE_O; o++) sums[r][o] = _mm512_loadu_ps(out[r][o]);
-    for (int64_t i = 0; i < width; i += 32) {
-        const __mmask32 mask = width - i >= 32 ? ~0U : ~0U >> (32 - (width - i));
+/* Returns the products of `num_rows` rows of a packed tile with TILE_O weight rows over `width` columns: element
+   TILE_R * output + row. */
+static inline __attribute__((always_inline)) __m512 tile_of(const int num_rows, const int lines, const uint16_t *x,
+                                                            const uint16_t *const *w, int64_t width, fetch_t *fetch) {
+    __m512 sums[TILE_R * TILE_O];
+    for (int j = 0; j < TILE_R * TILE_O; j++) sums[j] = _mm512_setzero_ps();
+    const char *next = fetch->next;
+    for (int64_t i = 0; i < width; i += STEP_I) {
         __m512bh weights[TILE_O];
-        for (int o = 0; o < TILE_O; o++) weights[o] = pairs(w[o] + i, mask);
+        for (int o = 0; o < TILE_O; o++) weights[o] = pairs(w[o] + i);
         for (int r = 0; r < num_rows; r++) {
-            const __m512bh row = pairs(x + r * x_stride + i, mask);
-            for (int o = 0; o < TILE_O; o++) sums[r][o] = _mm512_dpbf16_ps(sums[r][o], row, weights[o]);
+            const __m512bh row = pairs(x + i * TILE_R + r * STEP_I);
+            for (int o = 0; o < TILE_O; o++)
+                sums[r * TILE_O + o] = _mm512_dpbf16_ps(sums[r * TILE_O + o], row, weights[o]);
         }
-        if (fetch.next)
-            for (int o = (int)(i / 32) % fetch.num_tiles; o < TILE_O; o += fetch.num_tiles)
-                _mm_prefetch((const char *)(fetch.next + o * fetch.stride + fetch.offset + i / 32 / fetch.num_tiles * 32),
-                             _MM_HINT_T0);
+        for (int line = 0; line < lines; line++) _mm_prefetch(next + 64 * line, _MM_HINT_T1);
+        next += 64 * lines;
     }
+    fetch->next = next;
+    return sums_of(sums);
+}
+
+static inline __m512 tile(int num_rows, int lines, const uint16_t *x, const uint16_t *const *w, int64_t width,
+                          fetch_t *fetch) {
+#define LINES(n, k) \
+    case k: return tile_of(n, k, x, w, width, fetch);
+#define ROWS(n) \
+    case n:     \
+        switch (lines) { LINES(n, 0) LINES(n, 1) LINES(n, 2) default: return tile_of(n, 4, x, w, width, fetch); }
+    switch (num_rows) { ROWS(1) ROWS(2) ROWS(3) }
+    switch (lines) { LINES(4, 0) LINES(4, 1) LINES(4, 2) }
+    return tile_of(4, 4, x, w, width, fetch);
+#undef ROWS
+#undef LINES
+}
+
+/* Lays the rows of one tile out step by step: STEP_I columns of each of its rows, zeros where there are no more. */
+static void pack_tile(const te_bf16_linear *call, int64_t first, int64_t last, int64_t width, uint16_t *packed) {
+    for (int64_t i = 0; i < width; i += STEP_I) {
+        const int64_t left = call->num_inputs - i;
+        const __mmask32 mask = left >= STEP_I ? ~0U : ~0U >> (STEP_I - left);
+        for (int64_t r = first; r < last; r++)
+            _mm512_storeu_si512(packed + i * TILE_R + (r - first) * STEP_I,
+                                _mm512_maskz_loadu_epi16(mask, call->x + r * call->x_stride + i));
+    }
+}
+
+/* Writes `width` columns of a weight row from `column` on as bf16, then zeros up to a whole step. */
+static void decode(const te_bf16_linear *call, int64_t output, int64_t column, int64_t width, uint16_t *target) {
+    const int64_t start = output * call->num_inputs + column;
+    for (int64_t i = 0; i < width; i += STEP_I) {
+        const __mmask32 mask = width - i >= STEP_I ? ~0U : ~0U >> (STEP_I - (width - i));
+        __m512i numbers;
+        if (call->weight_dtype == TE_I8) {
+            const __m256i bytes = _mm256_maskz_loadu_epi8(mask, (const int8_t *)call->weight + start + i);
+            const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
+            const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
+            numbers = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+        } else numbers = _mm512_maskz_loadu_epi16(mask, (const uint16_t *)call->weight + start + i);
+        _mm512_storeu_si512(target + i, numbers);
+    }
+}
+
+/* Writes one tile's results: `sums` as `tile_of` returns them. */
+static void finish(const te_bf16_linear *call, int64_t row, int num_rows, int64_t output, int num_outputs, __m512 sums) {
+    float values[TILE_R * TILE_O];
+    _mm512_storeu_ps(values, sums);
     for (int r = 0; r < num_rows; r++)
-        for (int o = 0; o < TILE_O; o++) _mm512_storeu_ps(out[r][o], sums[r][o]);
-}
-
-static void tile(int num_rows, const uint16_t *x, int64_t x_stride, const uint16_t *const *w, int64_t width,
-                 float (*out)[TILE_O][16], fetch_t fetch) {
-    switch (num_rows) {
-        case 1: tile_of(1, x, x_stride, w, width, out, fetch); break;
-        case 2: tile_of(2, x, x_stride, w, width, out, fetch); break;
-        case 3: tile_of(3, x, x_stride, w, width, out, fetch); break;
-        default: tile_of(4, x, x_stride, w, width, out, fetch); break;
-    }
-}
-
-static void outputs_of(const te_bf16_linear *call, int64_t output, int64_t first, int64_t last) {
-    const int64_t num_inputs = call->num_inputs, left = call->num_outputs - output;
-    const int num_outputs = left < TILE_O ? (int)left : TILE_O;
-    const int64_t num_tiles = (last - first + TILE_R - 1) / TILE_R;
-    float sums[PASS_R][TILE_O][16];
-    memset(sums, 0, (size_t)(last - first) * sizeof *sums);
-    for (int64_t column = 0; column < num_inputs; column += CHUNK_I) {
-        const int64_t width = num_inputs - column < CHUNK_I ? num_inputs - column : CHUNK_I;
-        const uint16_t *w[TILE_O];
-        for (int o = 0; o < TILE_O; o++)
-            w[o] = call->weight + (output + (o < num_outputs ? o : num_outputs - 1)) * num_inputs + column;
-        fetch_t fetch = {NULL, num_inputs, 0, num_tiles >= FETCH_TILES ? FETCH_TILES : num_tiles >= 2 ? 2 : 1};
-        if (column + width + CHUNK_I <= num_inputs) fetch.next = w[0] + width;
-        else if (column + width == num_inputs && output + 2 * TILE_O <= call->num_outputs)
-            fetch.next = call->weight + (output + TILE_O) * num_inputs;
-        for (int64_t r = first, t = 0; r < last; r += TILE_R, t++) {
-            const int num_rows = last - r < TILE_R ? (int)(last - r) : TILE_R;
-            fetch.offset = t * (width / fetch.num_tiles / 32 * 32);
-            if (t == fetch.num_tiles) fetch.next = NULL;
-            tile(num_rows, call->x + r * call->x_stride + column, call->x_stride, w, width, sums + (r - first), fetch);
-        }
-    }
-    for (int64_t r = first; r < last; r++)
         for (int o = 0; o < num_outputs; o++) {
-            float value = _mm512_reduce_add_ps(_mm512_loadu_ps(sums[r - first][o]));
-            if (call->bias) value += call->bias[output + o];
-            store(call->y, TE_BF16, r * call->num_outputs + output + o, value);
+            const float value = values[o * TILE_R + r];
+            store(call->y, TE_BF16, (row + r) * call->num_outputs + output + o,
+                  call->scale ? value * call->scale[output + o] : value);
         }
+}
+
+/* How the lines of one weight block are spread over the tiles that multiply the block before it. */
+static fetch_t fetching(const te_bf16_linear *call, const char *next, int num_tiles) {
+    const int all = call->weight_dtype == TE_I8 ? 2 : 4; /* lines for each step of TILE_O rows */
+    const int share = num_tiles >= all ? all : num_tiles >= 2 ? 2 : 1;
+    return (fetch_t){next, next ? all / share : 0, share};
+}
+
+/* Multiplies the block of weight rows [output, end) with the packed rows [first, last). */
+static void block_of(const te_bf16_linear *call, const uint16_t *packed, int64_t width, int64_t first, int64_t last,
+                     int64_t output, int64_t end) {
+    __m512 sums[PASS_R / TILE_R][MAX_BLOCK_O / TILE_O];
+    uint16_t decoded[TILE_O][MAX_CHUNK_I];
+    const int num_tiles = (int)((last - first + TILE_R - 1) / TILE_R);
+    const int64_t element = element_bytes(call->weight_dtype), num_inputs = call->num_inputs;
+    const char *weight = call->weight;
+    fetch_t fetch = fetching(call, end < call->num_outputs ? weight + end * num_inputs * element : NULL, num_tiles);
+    const int lines = fetch.lines;
+    for (int64_t column = 0; column < num_inputs; column += call->chunk) {
+        const int64_t left = num_inputs - column, chunk = left < call->chunk ? left : call->chunk;
+        const int64_t steps = (chunk + STEP_I - 1) / STEP_I * STEP_I;
+        const int is_direct = call->weight_dtype == TE_BF16 && chunk % STEP_I == 0;
+        for (int64_t o = output; o < end; o += TILE_O) {
+            const uint16_t *w[TILE_O];
+            for (int j = 0; j < TILE_O; j++) {
+                const int64_t row = o + j < end ? o + j : end - 1;
+                w[j] = is_direct ? (const uint16_t *)call->weight + row * num_inputs + column : decoded[j];
+                if (!is_direct) decode(call, row, column, chunk, decoded[j]);
+            }
+            for (int t = 0; t < num_tiles; t++) {
+                const int64_t rows = last - first - t * TILE_R;
+                const __m512 part = tile(rows < TILE_R ? (int)rows : TILE_R, t < fetch.num_tiles ? lines : 0,
+                                         packed + t * TILE_R * width + column * TILE_R, w, steps, &fetch);
+                __m512 *sum = &sums[t][(o - output) / TILE_O];
+                *sum = column ? _mm512_add_ps(*sum, part) : part;
+            }
+        }
+    }
+    for (int t = 0; t < num_tiles; t++)
+        for (int64_t o = output; o < end; o += TILE_O) {
+            const int64_t rows = last - first - t * TILE_R, outputs = end - o;
+            finish(call, first + t * TILE_R, rows < TILE_R ? (int)rows : TILE_R, o,
+                   outputs < TILE_O ? (int)outputs : TILE_O, sums[t][(o - output) / TILE_O]);
+        }
+}
+
+/* Returns the rows of a weight block: whole tiles, and enough blocks for every thread. */
+static int64_t block_rows(const te_bf16_linear *call) {
+    int64_t rows = BLOCK_BYTES / (call->num_inputs * element_bytes(call->weight_dtype));
+    const int64_t fair = call->num_outputs / (8 * call->num_threads);
+    if (rows > fair) rows = fair;
+    if (rows > MAX_BLOCK_O) rows = MAX_BLOCK_O;
+    return rows < TILE_O ? TILE_O : rows / TILE_O * TILE_O;
 }
 
 int te_has_bf16_linear(void) { return 1; }
 
+/* Bytes of scratch for this many rows. */
+int64_t te_bf16_scratch(int64_t num_rows, int64_t num_inputs) {
+    const int64_t rows = (num_rows + TILE_R - 1) / TILE_R * TILE_R;
+    return rows * ((num_inputs + STEP_I - 1) / STEP_I * STEP_I) * 2;
+}
+
 void te_bf16_linear_run(const te_bf16_linear *call) {
+    const int64_t width = (call->num_inputs + STEP_I - 1) / STEP_I * STEP_I, rows = block_rows(call);
+    const int64_t num_blocks = (call->num_outputs + rows - 1) / rows, num_rows = call->num_rows;
 #pragma omp parallel num_threads((int)call->num_threads)
-    for (int64_t first = 0; first < call->num_rows; first += PASS_R) {
-        const int64_t last = first + PASS_R < call->num_rows ? first + PASS_R : call->num_rows;
+    {
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < num_rows; r += TILE_R)
+            pack_tile(call, r, r + TILE_R < num_rows ? r + TILE_R : num_rows, width, call->packed + r * width);
+        for (int64_t first = 0; first < num_rows; first += PASS_R) {
+            const int64_t last = first + PASS_R < num_rows ? first + PASS_R : num_rows;
 #pragma omp for schedule(static) nowait
-        for (int64_t output = 0; output < call->num_outputs; output += TILE_O) outputs_of(call, output, first, last);
+            for (int64_t block = 0; block < num_blocks; block++) {
+                const int64_t end = (block + 1) * rows < call->num_outputs ? (block + 1) * rows : call->num_outputs;
+                block_of(call, call->packed + first * width, width, first, last, block * rows, end);
+            }
+        }
     }
 }
 
 #else
 
 int te_has_bf16_linear(void) { return 0; }
+int64_t te_bf16_scratch(int64_t num_rows, int64_t num_inputs) { return num_rows * num_inputs; }
 void te_bf16_linear_run(const te_bf16_linear *call) { (void)call; }
 
 #endif

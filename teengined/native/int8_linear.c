@@ -121,7 +121,6 @@ static void finish(const te_int8_linear *call, int64_t first, int64_t last, int6
             for (int g = num_digits - 1; g >= 0; g--)
                 total = total * 256.f + (float)(digits[g * TILE_O + o] - 128 * row_sums[o]);
             float value = total * call->units[row] * call->scale[output + o];
-            if (call->bias) value += call->bias[output + o];
             store(call->y, call->dtype, row * call->num_outputs + output + o, value);
         }
     }

@@ -39,7 +39,7 @@ def int8_linear(
     digits = torch.empty(num_rows * num_digits * library.int8_stride(num_inputs), dtype=torch.uint8)
     units_T = torch.empty(num_rows, dtype=torch.float32)
     call = Int8LinearCall(
-        x_TI.data_ptr(), weight_OI.data_ptr(), scale_O.data_ptr(), None, y_TO.data_ptr(), digits.data_ptr(),
+        x_TI.data_ptr(), weight_OI.data_ptr(), scale_O.data_ptr(), y_TO.data_ptr(), digits.data_ptr(),
         units_T.data_ptr(), num_rows, num_inputs, num_outputs, x_TI.stride(0), num_digits,
         int(x_TI.dtype == torch.bfloat16), torch.get_num_threads(),
     )  # fmt: skip

@@ -11,7 +11,6 @@ typedef struct {
     const void *x;        /* (num_rows, num_inputs) of dtype, rows x_stride elements apart */
     const int8_t *weight; /* (num_outputs, num_inputs) */
     const float *scale;   /* (num_outputs) */
-    const float *bias;    /* (num_outputs), or NULL */
     void *y;              /* (num_rows, num_outputs) of dtype */
     uint8_t *digits;      /* scratch: num_rows * num_digits * te_int8_stride(num_inputs) bytes */
     float *units;         /* scratch: num_rows */
@@ -19,11 +18,13 @@ typedef struct {
 } te_int8_linear;
 
 typedef struct {
-    const uint16_t *x;      /* (num_rows, num_inputs) bf16, rows x_stride elements apart */
-    const uint16_t *weight; /* (num_outputs, num_inputs) bf16 */
-    const float *bias;      /* (num_outputs), or NULL */
-    uint16_t *y;            /* (num_rows, num_outputs) bf16 */
-    int64_t num_rows, num_inputs, num_outputs, x_stride, num_threads;
+    const uint16_t *x;  /* (num_rows, num_inputs) bf16, rows x_stride elements apart */
+    const void *weight; /* (num_outputs, num_inputs) of weight_dtype, bf16 or int8 */
+    const float *scale; /* (num_outputs), or NULL */
+    uint16_t *y;        /* (num_rows, num_outputs) bf16 */
+    uint16_t *packed;   /* scratch: te_bf16_scratch(num_rows, num_inputs) bytes */
+    int64_t num_rows, num_inputs, num_outputs, x_stride, weight_dtype, num_threads;
+    int64_t chunk;      /* columns that are summed before they are added to the rest: a multiple of 32 up to 2048 */
 } te_bf16_linear;
 
 typedef struct {
@@ -45,6 +46,7 @@ int te_has_int8_linear(void);
 int64_t te_int8_stride(int64_t num_inputs);
 void te_int8_linear_run(const te_int8_linear *call);
 int te_has_bf16_linear(void);
+int64_t te_bf16_scratch(int64_t num_rows, int64_t num_inputs);
 void te_bf16_linear_run(const te_bf16_linear *call);
 int te_has_attention(void);
 void te_attention_run(const te_attention *call);

@@ -23,7 +23,7 @@ class Int8LinearCall(ctypes.Structure):
     """`te_int8_linear` of kernels.h, field by field."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "scale", "bias", "y", "digits", "units")),
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "scale", "y", "digits", "units")),
         *((name, ctypes.c_int64) for name in ("num_rows", "num_inputs", "num_outputs", "x_stride", "num_digits")),
         *((name, ctypes.c_int64) for name in ("dtype", "num_threads")),
     )
@@ -33,8 +33,9 @@ class Bf16LinearCall(ctypes.Structure):
     """`te_bf16_linear` of kernels.h, field by field."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "y")),
-        *((name, ctypes.c_int64) for name in ("num_rows", "num_inputs", "num_outputs", "x_stride", "num_threads")),
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "scale", "y", "packed")),
+        *((name, ctypes.c_int64) for name in ("num_rows", "num_inputs", "num_outputs", "x_stride", "weight_dtype")),
+        *((name, ctypes.c_int64) for name in ("num_threads", "chunk")),
     )
 
 
@@ -68,6 +69,8 @@ class KernelLibrary:
         library.te_int8_stride.restype = ctypes.c_int64
         library.te_int8_linear_run.argtypes = [ctypes.POINTER(Int8LinearCall)]
         library.te_int8_linear_run.restype = None
+        library.te_bf16_scratch.argtypes = [ctypes.c_int64, ctypes.c_int64]
+        library.te_bf16_scratch.restype = ctypes.c_int64
         library.te_bf16_linear_run.argtypes = [ctypes.POINTER(Bf16LinearCall)]
         library.te_bf16_linear_run.restype = None
         library.te_attention_run.argtypes = [ctypes.POINTER(AttentionCall)]
@@ -76,6 +79,7 @@ class KernelLibrary:
         self.has_bf16_linear = bool(library.te_has_bf16_linear())
         self.has_attention = bool(library.te_has_attention())
         self.int8_stride = library.te_int8_stride
+        self.bf16_scratch = library.te_bf16_scratch
         self.run_int8_linear = library.te_int8_linear_run
         self.run_bf16_linear = library.te_bf16_linear_run
         self.run_attention = library.te_attention_run

@@ -55,7 +55,7 @@ class Bf16Precision(PlainPrecision):
         """Multiply with the kernel whose rows are summed each by itself, or as the base class does."""
         if not _fits_native(x_TI, parts["data"]):
             return super().linear_fixed(x_TI, parts, bias_O)
-        y_TO = bf16_linear(x_TI.contiguous(), parts["data"])
+        y_TO = bf16_linear(x_TI.contiguous(), parts["data"], is_fixed=True)
         return y_TO if bias_O is None else y_TO.add_(bias_O.to(y_TO.dtype))
 
 

@@ -13,8 +13,10 @@ from teengined_plugins.precisions.int8_kernels import (
     MIN_DIGIT_INPUTS,
     by_blocks,
     by_digits,
+    by_halves,
     by_native,
     by_packed_weight,
+    fits_halves,
     fits_native,
     integers_are_exact,
 )
@@ -37,7 +39,13 @@ _AGREEMENT = {"float32": 1e-4, "bfloat16": 4e-2, "float16": 5e-3}
 
 
 # All take (T, I), (O, I) and (O,); the first works everywhere.
-_KERNELS = {"blocks": by_blocks, "native": by_native, "digits": by_digits, "packed": by_packed_weight}
+_KERNELS = {
+    "blocks": by_blocks,
+    "native": by_native,
+    "halves": by_halves,
+    "digits": by_digits,
+    "packed": by_packed_weight,
+}
 
 
 class Int8Precision(PrecisionStrategy):
@@ -151,6 +159,8 @@ def _candidates(x_TI: "torch.Tensor", weight_OI: "torch.Tensor", scale_O: "torch
     names = ["blocks"]
     if fits_native(x_TI, weight_OI):
         names.append("native")
+    if fits_halves(x_TI, weight_OI):
+        names.append("halves")
     if _fits_digits(x_TI, weight_OI):
         names.append("digits")
     # For other dtypes it is a scalar loop on a CPU.

@@ -25,14 +25,23 @@ def test_product_agrees_with_double_precision(num_rows: int, shape: tuple[int, i
     assert (bf16_linear(x_TI, weight_OI) - expected).norm() <= 4e-3 * expected.norm()
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("num_rows", [1, 3, 16, 40, 130])
+def test_an_int8_weight_is_multiplied_as_the_numbers_it_stands_for(num_rows: int, shape: tuple[int, int]):
+    x_TI, weight_OI = operands(num_rows, shape)
+    whole_OI, scale_O = (weight_OI * 40).clamp(-127, 127).to(torch.int8), torch.rand(shape[0]) + 0.5
+    expected = x_TI.double() @ (whole_OI.double() * scale_O[:, None]).T
+    assert (bf16_linear(x_TI, whole_OI, scale_O) - expected).norm() <= 4e-3 * expected.norm()
+
+
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_a_rows_bits_depend_on_the_row_alone(num_threads: int):
     x_TI, weight_OI = operands(70, (130, 1300))
-    together = bf16_linear(x_TI, weight_OI)
+    together = bf16_linear(x_TI, weight_OI, is_fixed=True)
     threads_before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
-        alone = torch.cat([bf16_linear(row_I[None], weight_OI) for row_I in x_TI])
+        alone = torch.cat([bf16_linear(row_I[None], weight_OI, is_fixed=True) for row_I in x_TI])
     finally:
         torch.set_num_threads(threads_before)
     assert torch.equal(together, alone)
