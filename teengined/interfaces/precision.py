@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
+from teengined.native.library import NativeMatrix
+
 if TYPE_CHECKING:
     import torch
 
@@ -69,6 +71,13 @@ class PrecisionStrategy(ABC):
             block_TI[: end - start, :num_inputs] = x_TI[start:end]
             y_TO[start:end] = (block_TI @ weight_OI.T)[: end - start]
         return y_TO if bias_O is None else y_TO.add_(bias_O.to(x_TI.dtype))
+
+    def native_matrix(self, parts: Mapping[str, "torch.Tensor"]) -> NativeMatrix | None:
+        """Return how the compiled kernels of whole layers read this weight (O, I), without a bias; None: they cannot.
+
+        What is returned points into the parts' memory and keeps nothing alive. `linear` says what is meant.
+        """
+        return None
 
     def embedding(
         self, ids_T: "torch.Tensor", parts: Mapping[str, "torch.Tensor"], dtype: "torch.dtype"

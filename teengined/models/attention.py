@@ -15,13 +15,13 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from teengined.models.batch import ChunkRows, DecodeRows, StepBatch
-from teengined.models.cache import current_cache
+from teengined.models.cache import StepCache, current_cache
 from teengined.models.fixed_attention import attend_fixed
 from teengined.models.kv import LayerBlocks
 from teengined.models.native_attention import attend_rows, can_attend_rows
 from teengined.models.paged_attention import Scoring, attend_blocks, attend_context, attend_with_logits
 
-__all__ = ["ATTENTION_NAME", "attend", "defer_expansion", "register_attention"]
+__all__ = ["ATTENTION_NAME", "attend", "attend_stored", "defer_expansion", "register_attention"]
 
 ATTENTION_NAME = "teengine"
 
@@ -59,9 +59,10 @@ def attend(
     (one sink logit per head).
     """
     cache = current_cache.get()
+    blocks = cache.stored(key, value)
     call = _Call(
         batch=cache.batch,
-        blocks=cache.stored(key, value),
+        blocks=blocks,
         new_states=(key, value),
         expand=getattr(module, "expand_latents", None),
         scoring=Scoring(
@@ -71,8 +72,22 @@ def attend(
             sinks_H=options.get("s_aux"),
         ),
     )
+    if call.expand is None:
+        cache.attended = (blocks, call.scoring)
     output_RHE = _attend_fixed(call, query) if cache.is_strict else _attend(call, query)
     return output_RHE[None], None
+
+
+def attend_stored(
+    cache: StepCache,
+    blocks: LayerBlocks,
+    states: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    scoring: Scoring,
+) -> torch.Tensor:
+    """Return (R, H, E) for queries (R, H, D) whose keys (R, K, D) and values (R, K, E) the blocks hold already."""
+    q_1HRD, k_1KRD, v_1KRE = (state.transpose(0, 1)[None] for state in states)
+    call = _Call(batch=cache.batch, blocks=blocks, new_states=(k_1KRD, v_1KRE), expand=None, scoring=scoring)
+    return _attend(call, q_1HRD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

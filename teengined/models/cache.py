@@ -8,6 +8,7 @@ from transformers.cache_utils import Cache
 from teengined.core.errors import UnsupportedArchitecture
 from teengined.models.batch import StepBatch
 from teengined.models.kv import LayerBlocks
+from teengined.models.paged_attention import Scoring
 
 __all__ = ["StepCache", "current_cache"]
 
@@ -24,6 +25,8 @@ class StepCache(Cache):
         super().__init__(layers=[])
         self.batch = batch
         self.is_strict = is_strict
+        self.attended: tuple[LayerBlocks, Scoring] | None = None
+        """What the attention that ran last read, and how; None where it made more of its blocks than they hold."""
         self._stored: tuple[torch.Tensor, torch.Tensor, LayerBlocks] | None = None
 
     def update(

@@ -25,6 +25,7 @@ from teengined.models.batch import StepBatch
 from teengined.models.binding import Binder, UnitTensors
 from teengined.models.cache import StepCache, current_cache
 from teengined.models.fixed_numerics import FixedNumerics
+from teengined.models.fused_layer import fused_layer
 from teengined.models.linear import StrategyLinear, serve_embedding
 from teengined.models.skeleton import Skeleton
 
@@ -160,9 +161,15 @@ class StageModel:
         start, end = self._stage.layer_start, self._stage.layer_end
         for index, layer in enumerate(self._skeleton.layers):
             if start <= index < end:
-                layer.forward = self._layer_forward(index - start, layer.forward)
+                layer.forward = self._layer_forward(index - start, self._fused(layer))
             else:
                 layer.forward = _pass_through
+
+    def _fused(self, layer: nn.Module) -> Callable[..., Any]:
+        """Return the layer's forward function; strict numerics keep to operations whose every bit is accounted for."""
+        options = self._skeleton.options
+        is_plain = options.device.type == "cpu" and not options.is_strict
+        return fused_layer(layer, layer.forward, options.compute_dtype) if is_plain else layer.forward
 
     def _layer_forward(self, group_index: int, original: Callable[..., Any]) -> Callable[..., Any]:
         is_first = group_index == 0

@@ -36,15 +36,50 @@ static inline void fetch_rows(const void *states, const int64_t *rows, int num_r
             _mm_prefetch((const char *)states + rows[t] * row_bytes + line, _MM_HINT_T0);
 }
 
-static inline void dots(const int num_heads, const float (*q)[STRIDE], const void *key, int64_t dtype, int64_t width,
-                        float scale, float (*logits)[CHUNK_T], int token) {
-    __m512 sums[HEADS];
-    for (int h = 0; h < num_heads; h++) sums[h] = _mm512_setzero_ps();
-    for (int64_t d = 0; d < width; d += 16) {
-        const __m512 k = load16(key, dtype, d, mask16(width - d));
-        for (int h = 0; h < num_heads; h++) sums[h] = _mm512_fmadd_ps(_mm512_loadu_ps(q[h] + d), k, sums[h]);
+/* The logits of a chunk of tokens for each head. The sums of sixteen tokens are added up together. */
+static inline __attribute__((always_inline)) void score(const te_attention *call, const int num_heads,
+                                                        const int64_t kv_dtype, const int is_whole,
+                                                        const float (*q)[STRIDE], const int64_t *rows, int num_tokens,
+                                                        float (*logits)[CHUNK_T]) {
+    __m512 sums[HEADS][CHUNK_T];
+    const int64_t width = call->key_width, row_bytes = width * element_bytes(kv_dtype);
+    for (int h = 0; h < num_heads; h++)
+        for (int t = num_tokens; t < CHUNK_T; t++) sums[h][4 * (t % 4) + t / 4] = _mm512_setzero_ps();
+    for (int t = 0; t < num_tokens; t++) {
+        const char *key = (const char *)call->keys + rows[t] * row_bytes;
+        __m512 sum[HEADS];
+        for (int h = 0; h < num_heads; h++) sum[h] = _mm512_setzero_ps();
+        for (int64_t d = 0; d < width; d += 16) {
+            const __m512 k = load16(key, kv_dtype, d, is_whole ? 0xffff : mask16(width - d));
+            for (int h = 0; h < num_heads; h++) sum[h] = _mm512_fmadd_ps(_mm512_loadu_ps(q[h] + d), k, sum[h]);
+        }
+        for (int h = 0; h < num_heads; h++) sums[h][4 * (t % 4) + t / 4] = sum[h];
     }
-    for (int h = 0; h < num_heads; h++) logits[h][token] = _mm512_reduce_add_ps(sums[h]) * scale;
+    __m512 scale = _mm512_set1_ps(call->scale);
+    if (call->key_scales) {
+        float scales[CHUNK_T] = {0.f};
+        for (int t = 0; t < num_tokens; t++) scales[t] = call->scale * call->key_scales[rows[t]];
+        scale = _mm512_loadu_ps(scales);
+    }
+    for (int h = 0; h < num_heads; h++) _mm512_storeu_ps(logits[h], _mm512_mul_ps(sums16(sums[h]), scale));
+}
+
+/* Adds the values of a chunk of tokens, by their weights. */
+static inline __attribute__((always_inline)) void gather(const te_attention *call, const int num_heads,
+                                                         const int64_t kv_dtype, const int is_whole,
+                                                         const float (*weights)[CHUNK_T], const int64_t *rows,
+                                                         int num_tokens, float (*out)[STRIDE]) {
+    const int64_t width = call->value_width, row_bytes = width * element_bytes(kv_dtype);
+    for (int64_t d = 0; d < width; d += 16) {
+        const __mmask16 mask = is_whole ? 0xffff : mask16(width - d);
+        __m512 sums[HEADS];
+        for (int h = 0; h < num_heads; h++) sums[h] = _mm512_loadu_ps(out[h] + d);
+        for (int t = 0; t < num_tokens; t++) {
+            const __m512 v = load16((const char *)call->values + rows[t] * row_bytes, kv_dtype, d, mask);
+            for (int h = 0; h < num_heads; h++) sums[h] = _mm512_fmadd_ps(_mm512_set1_ps(weights[h][t]), v, sums[h]);
+        }
+        for (int h = 0; h < num_heads; h++) _mm512_storeu_ps(out[h] + d, sums[h]);
+    }
 }
 
 /* Makes logits into weights against the running largest, scales what was summed so far, and adds to the sum. */
@@ -65,12 +100,13 @@ static inline void weigh(const te_attention *call, float *logits, int num_tokens
             _mm512_storeu_ps(out + d, _mm512_mul_ps(_mm512_loadu_ps(out + d), _mm512_set1_ps(kept)));
 }
 
-/* `num_heads` query heads from `first_head` on, which share `kv_head`. */
-static inline __attribute__((always_inline)) void attend(const te_attention *call, const int num_heads, int64_t sequence,
+/* `num_heads` query heads from `first_head` on, which share `kv_head`. `is_whole`: widths are made of whole vectors. */
+static inline __attribute__((always_inline)) void attend(const te_attention *call, const int num_heads,
+                                                         const int64_t kv_dtype, const int is_whole, int64_t sequence,
                                                          int64_t kv_head, int64_t first_head) {
     const int64_t dk = call->key_width, dv = call->value_width, length = call->lengths[sequence];
     const int64_t start = call->window > 0 && length > call->window ? length - call->window : 0;
-    const int64_t element = element_bytes(call->kv_dtype), q_element = element_bytes(call->dtype);
+    const int64_t element = element_bytes(kv_dtype), q_element = element_bytes(call->dtype);
     float q[HEADS][STRIDE], out[HEADS][STRIDE], logits[HEADS][CHUNK_T];
     softmax_t state[HEADS];
     for (int h = 0; h < num_heads; h++) {
@@ -92,31 +128,37 @@ static inline __attribute__((always_inline)) void attend(const te_attention *cal
         find_rows(call, sequence, kv_head, end, next, found[turn]);
         fetch_rows(call->keys, found[turn], (int)(next - end), dk * element);
         fetch_rows(call->values, found[turn], (int)(next - end), dv * element);
-        for (int t = 0; t < num_tokens; t++) {
-            const float scale = call->scale * (call->key_scales ? call->key_scales[rows[t]] : 1.f);
-            dots(num_heads, q, (const char *)call->keys + rows[t] * dk * element, call->kv_dtype, dk, scale, logits, t);
-        }
+        score(call, num_heads, kv_dtype, is_whole, q, rows, num_tokens, logits);
         for (int h = 0; h < num_heads; h++) weigh(call, logits[h], num_tokens, &state[h], out[h]);
         if (call->value_scales)
             for (int h = 0; h < num_heads; h++)
                 for (int t = 0; t < num_tokens; t++) logits[h][t] *= call->value_scales[rows[t]];
-        for (int64_t d = 0; d < dv; d += 16) {
-            __m512 sums[HEADS];
-            for (int h = 0; h < num_heads; h++) sums[h] = _mm512_loadu_ps(out[h] + d);
-            for (int t = 0; t < num_tokens; t++) {
-                const void *value = (const char *)call->values + rows[t] * dv * element;
-                const __m512 v = load16(value, call->kv_dtype, d, mask16(dv - d));
-                for (int h = 0; h < num_heads; h++) sums[h] = _mm512_fmadd_ps(_mm512_set1_ps(logits[h][t]), v, sums[h]);
-            }
-            for (int h = 0; h < num_heads; h++) _mm512_storeu_ps(out[h] + d, sums[h]);
-        }
+        gather(call, num_heads, kv_dtype, is_whole, logits, rows, num_tokens, out);
         begin = end;
         end = next;
     }
     for (int h = 0; h < num_heads; h++) {
         const int64_t place = (sequence * call->num_heads + first_head + h) * dv;
-        for (int64_t d = 0; d < dv; d++) store(call->out, call->dtype, place + d, out[h][d] / state[h].sum);
+        for (int64_t d = 0; d < dv; d += 16) {
+            const __m512 result = _mm512_div_ps(_mm512_loadu_ps(out[h] + d), _mm512_set1_ps(state[h].sum));
+            store16(call->out, call->dtype, place + d, result, mask16(dv - d));
+        }
     }
+}
+
+/* As `attend`, with the number of heads and the dtype known to the compiler where that is common. */
+static void attend_heads(const te_attention *call, int num_heads, int64_t sequence, int64_t kv_head, int64_t first) {
+    const int is_whole = call->key_width % 16 == 0 && call->value_width % 16 == 0;
+#define HEADS_OF(n, dtype) \
+    case n: attend(call, n, dtype, 1, sequence, kv_head, first); return;
+#define DTYPE(dtype) \
+    case dtype:      \
+        switch (num_heads) { HEADS_OF(1, dtype) HEADS_OF(2, dtype) HEADS_OF(3, dtype) HEADS_OF(4, dtype) } break;
+    if (is_whole)
+        switch (call->kv_dtype) { DTYPE(TE_F32) DTYPE(TE_BF16) DTYPE(TE_I8) }
+#undef DTYPE
+#undef HEADS_OF
+    for (int h = 0; h < num_heads; h++) attend(call, 1, call->kv_dtype, 0, sequence, kv_head, first + h);
 }
 
 int te_has_attention(void) { return 1; }
@@ -126,15 +168,8 @@ void te_attention_run(const te_attention *call) {
 #pragma omp parallel for num_threads((int)call->num_threads) schedule(dynamic, 1)
     for (int64_t task = 0; task < num_tasks; task++) {
         const int64_t sequence = task / call->num_kv_heads, kv_head = task % call->num_kv_heads;
-        for (int64_t h = 0; h < group; h += HEADS) {
-            const int64_t first = kv_head * group + h;
-            switch (group - h < HEADS ? group - h : HEADS) {
-                case 1: attend(call, 1, sequence, kv_head, first); break;
-                case 2: attend(call, 2, sequence, kv_head, first); break;
-                case 3: attend(call, 3, sequence, kv_head, first); break;
-                default: attend(call, 4, sequence, kv_head, first); break;
-            }
-        }
+        for (int64_t h = 0; h < group; h += HEADS)
+            attend_heads(call, (int)(group - h < HEADS ? group - h : HEADS), sequence, kv_head, kv_head * group + h);
     }
 }
 

@@ -33,20 +33,6 @@ typedef struct {
 
 static inline __m512bh pairs(const uint16_t *x) { return (__m512bh)_mm512_loadu_si512(x); }
 
-/* Returns the sums of the lanes of each of sixteen vectors: element 4 * j + i is that of vector 4 * i + j. */
-static inline __m512 sums_of(const __m512 *v) {
-    __m512 a[8], b[4];
-    for (int i = 0; i < 8; i++)
-        a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0x44),
-                             _mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0xee));
-    for (int i = 0; i < 4; i++)
-        b[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0x88),
-                             _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0xdd));
-    const __m512 low = _mm512_add_ps(_mm512_unpacklo_ps(b[0], b[1]), _mm512_unpackhi_ps(b[0], b[1]));
-    const __m512 high = _mm512_add_ps(_mm512_unpacklo_ps(b[2], b[3]), _mm512_unpackhi_ps(b[2], b[3]));
-    return _mm512_add_ps(_mm512_shuffle_ps(low, high, 0x44), _mm512_shuffle_ps(low, high, 0xee));
-}
-
 /* Returns the products of `num_rows` rows of a packed tile with TILE_O weight rows over `width` columns: element
    TILE_R * output + row. */
 static inline __attribute__((always_inline)) __m512 tile_of(const int num_rows, const int lines, const uint16_t *x,
@@ -66,7 +52,7 @@ static inline __attribute__((always_inline)) __m512 tile_of(const int num_rows, 
         next += 64 * lines;
     }
     fetch->next = next;
-    return sums_of(sums);
+    return sums16(sums);
 }
 
 static inline __m512 tile(int num_rows, int lines, const uint16_t *x, const uint16_t *const *w, int64_t width,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 __all__ = ["CompilerMissing", "compiled_library", "processor_kernels"]
 
-_SOURCES = ("attention.c", "bf16_linear.c", "int8_linear.c")
+_SOURCES = ("attention.c", "bf16_linear.c", "decoder_layer.c", "int8_linear.c")
 _HEADERS = ("kernels.h", "lanes.h")
 _COMPILERS = ("cc", "gcc", "clang")
 # -march=native takes what this processor has. -ffast-math would change how the whole process treats tiny numbers.
@@ -26,6 +26,7 @@ _NEEDED_FLAGS = {
     "int8 products": {"avx512f", "avx512bw", "avx512_vnni"},
     "bf16 products": {"avx512f", "avx512bw", "avx512_bf16"},
     "attention": {"avx512f", "avx512bw", "avx512vl"},
+    "decoder layers": {"avx512f", "avx512bw", "avx512_vnni", "avx512_bf16"},
 }
 # Two seconds on an idle machine; a machine that takes longer than this is better served without.
 _COMPILE_SECONDS = 120.0

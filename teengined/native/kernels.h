@@ -1,4 +1,4 @@
-/* What the kernels take. One struct for each call, the same on both sides: see int8_linear.py and attention.py. */
+/* What the kernels take. One struct for each call, the same on both sides: see library.py. */
 
 #ifndef TEENGINE_KERNELS_H
 #define TEENGINE_KERNELS_H
@@ -42,12 +42,49 @@ typedef struct {
     float scale, softcap;  /* softcap 0: none */
 } te_attention;
 
+typedef struct {
+    const void *data;     /* (num_outputs, num_inputs) of dtype, bf16 or int8 */
+    const float *scale;   /* (num_outputs), or NULL */
+    const uint16_t *bias; /* (num_outputs) bf16, or NULL */
+    int64_t num_outputs, num_inputs, dtype;
+} te_matrix;
+
+typedef struct {
+    const uint16_t *hidden;               /* (num_rows, width) bf16, as everything where nothing else is said */
+    const uint16_t *norm_weight;          /* (width) */
+    te_matrix query, key, value;
+    const uint16_t *query_norm, *key_norm;/* (head_width), or NULL */
+    const uint16_t *cosines, *sines;      /* (num_rows, head_width) */
+    uint16_t *queries, *keys, *values;    /* (num_rows, heads, head_width), written */
+    uint16_t *kept_keys, *kept_values;    /* heads one after another, or NULL */
+    const int64_t *places;                /* (num_rows, key-value heads): where each is kept */
+    char *scratch;                        /* te_layer_inputs_scratch(num_rows, width) bytes */
+    int64_t num_rows, head_width, num_threads;
+    float epsilon;
+} te_layer_inputs;
+
+typedef struct {
+    const uint16_t *attended;    /* (num_rows, output's inputs) */
+    const uint16_t *hidden;      /* (num_rows, width): what came into the layer */
+    const uint16_t *norm_weight; /* (width) */
+    te_matrix output, gate, up, down;
+    uint16_t *result; /* (num_rows, width) */
+    char *scratch;    /* te_layer_outputs_scratch(...) bytes */
+    int64_t num_rows, num_threads;
+    float epsilon;
+} te_layer_outputs;
+
 int te_has_int8_linear(void);
 int64_t te_int8_stride(int64_t num_inputs);
 void te_int8_linear_run(const te_int8_linear *call);
 int te_has_bf16_linear(void);
 int64_t te_bf16_scratch(int64_t num_rows, int64_t num_inputs);
 void te_bf16_linear_run(const te_bf16_linear *call);
+int te_has_decoder_layer(void);
+int64_t te_layer_inputs_scratch(int64_t num_rows, int64_t width);
+void te_layer_inputs_run(const te_layer_inputs *call);
+int64_t te_layer_outputs_scratch(int64_t num_rows, int64_t width, int64_t attended, int64_t inner);
+void te_layer_outputs_run(const te_layer_outputs *call);
 int te_has_attention(void);
 void te_attention_run(const te_attention *call);
 

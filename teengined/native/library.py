@@ -8,7 +8,17 @@ from pathlib import Path
 
 from teengined.native.compiler import CompilerMissing, compiled_library
 
-__all__ = ["AttentionCall", "Bf16LinearCall", "Int8LinearCall", "KernelLibrary", "kernel_library", "missing_reason"]
+__all__ = [
+    "AttentionCall",
+    "Bf16LinearCall",
+    "Int8LinearCall",
+    "KernelLibrary",
+    "LayerInputsCall",
+    "LayerOutputsCall",
+    "NativeMatrix",
+    "kernel_library",
+    "missing_reason",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +63,45 @@ class AttentionCall(ctypes.Structure):
     )
 
 
+class NativeMatrix(ctypes.Structure):
+    """`te_matrix` of kernels.h: a stored weight (O, I) as the kernels of whole layers read it. Holds no reference.
+
+    `dtype` is `BF16` or `INT8`; the latter has a `scale` (O,) in fp32. A `bias` (O,) is bf16.
+    """
+
+    BF16 = 1
+    INT8 = 2
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("data", "scale", "bias")),
+        *((name, ctypes.c_int64) for name in ("num_outputs", "num_inputs", "dtype")),
+    )
+
+
+class LayerInputsCall(ctypes.Structure):
+    """`te_layer_inputs` of kernels.h, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("hidden", "norm_weight")),
+        *((name, NativeMatrix) for name in ("query", "key", "value")),
+        *((name, ctypes.c_void_p) for name in ("query_norm", "key_norm", "cosines", "sines", "queries", "keys")),
+        *((name, ctypes.c_void_p) for name in ("values", "kept_keys", "kept_values", "places", "scratch")),
+        *((name, ctypes.c_int64) for name in ("num_rows", "head_width", "num_threads")),
+        ("epsilon", ctypes.c_float),
+    )
+
+
+class LayerOutputsCall(ctypes.Structure):
+    """`te_layer_outputs` of kernels.h, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("attended", "hidden", "norm_weight")),
+        *((name, NativeMatrix) for name in ("output", "gate", "up", "down")),
+        *((name, ctypes.c_void_p) for name in ("result", "scratch")),
+        *((name, ctypes.c_int64) for name in ("num_rows", "num_threads")),
+        ("epsilon", ctypes.c_float),
+    )
+
+
 class KernelLibrary:
     """The functions of one compiled library. Calls release Python's lock while they run."""
 
@@ -63,7 +112,7 @@ class KernelLibrary:
             OSError: it cannot be loaded.
         """
         library = ctypes.CDLL(str(path))
-        for name in ("te_has_int8_linear", "te_has_bf16_linear", "te_has_attention"):
+        for name in ("te_has_int8_linear", "te_has_bf16_linear", "te_has_attention", "te_has_decoder_layer"):
             getattr(library, name).restype = ctypes.c_int
         library.te_int8_stride.argtypes = [ctypes.c_int64]
         library.te_int8_stride.restype = ctypes.c_int64
@@ -75,14 +124,25 @@ class KernelLibrary:
         library.te_bf16_linear_run.restype = None
         library.te_attention_run.argtypes = [ctypes.POINTER(AttentionCall)]
         library.te_attention_run.restype = None
+        library.te_layer_inputs_scratch.argtypes = [ctypes.c_int64] * 2
+        library.te_layer_outputs_scratch.argtypes = [ctypes.c_int64] * 4
+        for name, structure in (("inputs", LayerInputsCall), ("outputs", LayerOutputsCall)):
+            getattr(library, f"te_layer_{name}_scratch").restype = ctypes.c_int64
+            getattr(library, f"te_layer_{name}_run").argtypes = [ctypes.POINTER(structure)]
+            getattr(library, f"te_layer_{name}_run").restype = None
         self.has_int8_linear = bool(library.te_has_int8_linear())
         self.has_bf16_linear = bool(library.te_has_bf16_linear())
         self.has_attention = bool(library.te_has_attention())
+        self.has_decoder_layer = bool(library.te_has_decoder_layer())
         self.int8_stride = library.te_int8_stride
         self.bf16_scratch = library.te_bf16_scratch
         self.run_int8_linear = library.te_int8_linear_run
         self.run_bf16_linear = library.te_bf16_linear_run
         self.run_attention = library.te_attention_run
+        self.layer_inputs_scratch = library.te_layer_inputs_scratch
+        self.layer_outputs_scratch = library.te_layer_outputs_scratch
+        self.run_layer_inputs = library.te_layer_inputs_run
+        self.run_layer_outputs = library.te_layer_outputs_run
 
 
 def kernel_library() -> KernelLibrary | None:

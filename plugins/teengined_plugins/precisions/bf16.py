@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from teengined.interfaces.hookspecs import hookimpl
 from teengined.interfaces.precision import PrecisionStrategy
 from teengined.native.bf16_linear import bf16_linear, has_bf16_linear
+from teengined.native.library import NativeMatrix
 from teengined_plugins.precisions.kernel_choice import KernelChoice, rows_bucket
 from teengined_plugins.precisions.plain import PlainPrecision
 
@@ -57,6 +58,14 @@ class Bf16Precision(PlainPrecision):
             return super().linear_fixed(x_TI, parts, bias_O)
         y_TO = bf16_linear(x_TI.contiguous(), parts["data"], is_fixed=True)
         return y_TO if bias_O is None else y_TO.add_(bias_O.to(y_TO.dtype))
+
+    def native_matrix(self, parts: Mapping[str, "torch.Tensor"]) -> NativeMatrix | None:
+        """Return the weight as it lies."""
+        weight_OI = parts["data"]
+        if weight_OI.device.type != "cpu" or weight_OI.ndim != 2 or not weight_OI.is_contiguous():
+            return None
+        num_outputs, num_inputs = weight_OI.shape
+        return NativeMatrix(weight_OI.data_ptr(), None, None, num_outputs, num_inputs, NativeMatrix.BF16)
 
 
 def _fits_native(x_TI: "torch.Tensor", weight_OI: "torch.Tensor") -> bool:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from teengined.core.errors import SourceError
 from teengined.interfaces.hookspecs import hookimpl
 from teengined.interfaces.precision import PrecisionStrategy
+from teengined.native.int8_linear import MAX_INPUTS
+from teengined.native.library import NativeMatrix
 from teengined_plugins.precisions.int8_kernels import (
     MAX_DIGIT_INPUTS,
     MIN_DIGIT_INPUTS,
@@ -131,6 +133,16 @@ class Int8Precision(PrecisionStrategy):
         else:
             return super().linear_fixed(x_TI, parts, bias_O)
         return y_TO if bias_O is None else y_TO.add_(bias_O.to(y_TO.dtype))
+
+    def native_matrix(self, parts: Mapping[str, "torch.Tensor"]) -> NativeMatrix | None:
+        """Return the weight as it lies, with its scales."""
+        weight_OI, scale_O = parts["data"], parts["scale"]
+        is_plain = weight_OI.device.type == "cpu" and weight_OI.ndim == 2 and weight_OI.is_contiguous()
+        if not is_plain or not scale_O.is_contiguous() or weight_OI.shape[1] > MAX_INPUTS:
+            return None
+        num_outputs, num_inputs = weight_OI.shape
+        address, scales = weight_OI.data_ptr(), scale_O.data_ptr()
+        return NativeMatrix(address, scales, None, num_outputs, num_inputs, NativeMatrix.INT8)
 
 
 def _fits_digits(x_TI: "torch.Tensor", weight_OI: "torch.Tensor") -> bool:
