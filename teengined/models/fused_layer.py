@@ -93,12 +93,14 @@ class FusedLayer:
         cache = cast("StepCache", kwargs["past_key_values"])
         cache.attended = None
         expected = self._original(hidden_1TD, *args, **kwargs)
-        if cache.attended is None or not isinstance(expected, torch.Tensor):
+        is_known = cast("object", cache.attended) is not None
+        if not is_known or not isinstance(expected, torch.Tensor):
             self._refuse("its attention or its result is of another kind")
             return expected
         if not bool(expected.isfinite().all()):
             return expected  # says nothing about the layer
-        attended = _Attended(*cache.attended)
+        blocks, scoring = cast("tuple[LayerBlocks, Scoring]", cache.attended)
+        attended = _Attended(blocks, scoring)
         output_1TD = self._run(hidden_1TD, kwargs["position_embeddings"], cache, attended)
         if output_1TD is None:
             self._refuse("its weights are of a form that the compiled calls do not read")
