@@ -20,12 +20,12 @@ class _Hash(Protocol):
 
 
 class DigestCheck:
-    """Remembers what was found right, so that a unit that streams every step is hashed at its first read only."""
+    """Remembers what was found right, so that bytes that stream every step are hashed at their first read only."""
 
     def __init__(self, *, enabled: bool) -> None:
         """Check nothing where not `enabled`."""
         self._enabled = enabled
-        self._checked: set[str] = set()
+        self._checked: set[tuple[str, int, str]] = set()
 
     def check(self, unit: UnitSpec, memory: memoryview) -> None:
         """Compare all bytes of a unit. From any thread; hashing lets other threads run.
@@ -34,13 +34,13 @@ class DigestCheck:
             PackageCorrupt: they differ; names the unit.
             PackageError: the digest is of an unknown kind.
         """
-        if self._enabled and unit.id not in self._checked:
+        if self._enabled and unit.place not in self._checked:
             check_pieces(unit, (memory,))
-            self._checked.add(unit.id)
+            self._checked.add(unit.place)
 
     def is_due(self, unit: UnitSpec) -> bool:
         """Say whether the unit was never compared and should be."""
-        return self._enabled and unit.id not in self._checked
+        return self._enabled and unit.place not in self._checked
 
 
 def check_pieces(unit: UnitSpec, pieces: Iterable[memoryview]) -> None:
