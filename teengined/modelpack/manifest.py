@@ -24,7 +24,7 @@ from teengined.core.records import RecordError
 from teengined.modelpack.layout import DTYPE_BYTES, MANIFEST_FILE, UNITS_DIRECTORY, tensor_bytes, unit_id
 from teengined.modelpack.manifest_form import manifest_from_table, manifest_text
 
-__all__ = ["check_manifest", "read_manifest", "write_manifest"]
+__all__ = ["check_files", "check_manifest", "read_manifest", "write_manifest"]
 
 # A model of 100 layers of 512 experts has some 50,000 units of about 400 bytes each in its manifest; where each unit
 # spells its tensors out, it is three times that.
@@ -53,9 +53,9 @@ def read_manifest(directory: Path) -> ModelManifest:
         raise PackageError(f"{directory.name}: manifest.json: {error}", hint=_CONVERT_AGAIN) from error
     try:
         check_manifest(manifest)
-        _check_files(directory, manifest.units)
     except PackageError as error:
         raise PackageError(f"{directory.name}: {error.message}", hint=_CONVERT_AGAIN) from error
+    check_files(directory, manifest)
     return manifest
 
 
@@ -202,6 +202,18 @@ def _check_completeness(manifest: ModelManifest) -> None:
             raise PackageError(f"unit {(absent or [unit_id(layer or 0)])[0]}: experts are not numbered 0 … {count - 1}")
     if any(unit.layer is not None and not 0 <= unit.layer < manifest.num_layers for unit in manifest.units):
         raise PackageError(f"a unit names a layer outside 0 … {manifest.num_layers - 1}")
+
+
+def check_files(directory: Path, manifest: ModelManifest) -> None:
+    """Refuse a package whose files are missing, no files of its own, or shorter than its units say.
+
+    Raises:
+        PackageError: names the first unit that lacks.
+    """
+    try:
+        _check_files(directory, manifest.units)
+    except PackageError as error:
+        raise PackageError(f"{directory.name}: {error.message}", hint=_CONVERT_AGAIN) from error
 
 
 def _check_files(directory: Path, units: Iterable[UnitSpec]) -> None:
