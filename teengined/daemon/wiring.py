@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import zmq.asyncio
 
@@ -133,7 +134,7 @@ def _service(
         planner=planner,
         pool=pool,
         runtime_dir=directories.runtime,
-        disks=DiskHealth(paths=(directories.store,)),
+        disks=DiskHealth(paths=(directories.store, *map(Path, config.store.paths))),
     )
     return ServiceContext(
         loaded=inventory.loaded,

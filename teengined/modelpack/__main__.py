@@ -58,11 +58,12 @@ def commands() -> None:
 @click.option("--name", default="", help="Name of the package; from the reference where absent.")
 @click.option("--precision", default="auto", help="Precision strategy of matrices.")
 @click.option("--compute-dtype", default="auto", help="fp32, bf16 or fp16.")
+@click.option("--disk", "disks", type=click.Path(path_type=Path), multiple=True, help="Spread unit files over it too.")
 @click.option("--cache", type=click.Path(path_type=Path), default=None, help="Where downloads are kept.")
 @click.option("--blocked", multiple=True, help="Plugin (entry point or distribution) to leave out; may be repeated.")
 @click.pass_obj
 def convert(
-    events: Events, reference: str, store: Path, cache: Path | None, blocked: tuple[str, ...], **choices: str
+    events: Events, reference: str, store: Path, cache: Path | None, blocked: tuple[str, ...], **choices: Any
 ) -> None:
     """Convert REFERENCE (a directory, a .gguf file, a hub id or an alias) into the store."""
     from teengined.interfaces.registry import PluginRegistry
@@ -79,6 +80,7 @@ def convert(
 @click.option("--parameters", default="", help="About as many, such as 1T; else as the shape has.")
 @click.option("--precision", default="int8", help="Precision strategy of matrices.")
 @click.option("--compute-dtype", default="auto", help="fp32, bf16 or fp16.")
+@click.option("--disk", "disks", type=click.Path(path_type=Path), multiple=True, help="Spread unit files over it too.")
 @click.option("--distinct", default="", help="How many bytes may differ, such as 30GB.")
 @click.option("--blocked", multiple=True, help="Plugin (entry point or distribution) to leave out; may be repeated.")
 @click.pass_obj

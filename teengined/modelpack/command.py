@@ -38,6 +38,8 @@ class ConvertCommand:
     """Empty: from the reference."""
     precision: str = "auto"
     compute_dtype: str = "auto"
+    disks: tuple[Path, ...] = ()
+    """As `ConversionOptions.disks`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,8 @@ class SynthCommand:
     compute_dtype: str = "auto"
     distinct: str = ""
     """Such as `30GB`; empty: everything."""
+    disks: tuple[Path, ...] = ()
+    """As `SynthesisOptions.disks`."""
 
 
 def run_convert(command: ConvertCommand, registry: PluginRegistry, report: ReportProgress) -> dict[str, Any]:
@@ -71,7 +75,12 @@ def run_convert(command: ConvertCommand, registry: PluginRegistry, report: Repor
     try:
         strategy = registry.precision(resolve_precision(command.precision, checkpoint.tensors()))
         options = ConversionOptions(
-            name=name, store=command.store, compute_dtype=command.compute_dtype, report=report, clock=time.monotonic
+            name=name,
+            store=command.store,
+            compute_dtype=command.compute_dtype,
+            disks=command.disks,
+            report=report,
+            clock=time.monotonic,
         )
         manifest = convert(checkpoint, strategy, options)
     finally:
@@ -99,6 +108,7 @@ def run_synth(command: SynthCommand, registry: PluginRegistry, report: ReportPro
         num_parameters=num_parameters,
         distinct_bytes=distinct_bytes,
         compute_dtype=command.compute_dtype,
+        disks=command.disks,
         report=report,
         clock=time.monotonic,
     )

@@ -23,10 +23,12 @@ from teengined.modelpack.binding import Binding, bind
 from teengined.modelpack.choices import resolve_compute_dtype, source_dtypes
 from teengined.modelpack.companions import eos_token_ids, write_companions
 from teengined.modelpack.disk_guard import check_room, discarding_on_error, intact, mapping_disk_errors
+from teengined.modelpack.disk_rates import measured_disks
 from teengined.modelpack.encoding import ParameterEncoder
 from teengined.modelpack.manifest import read_manifest, write_manifest
 from teengined.modelpack.naming import check_name
 from teengined.modelpack.progress import ProgressMeter, ReportProgress
+from teengined.modelpack.spread import lay_out
 from teengined.modelpack.unitfile import UnitFileWriter
 from teengined.modelpack.verify import digest_of
 from teengined.modelpack.workspace import Workspace, open_workspace
@@ -41,6 +43,8 @@ class ConversionOptions:
     name: str
     store: Path
     compute_dtype: str = "auto"
+    disks: tuple[Path, ...] = ()
+    """Directories on other disks that unit files are spread over, as fast as each reads."""
     report: ReportProgress
     clock: Callable[[], float]
     """Monotonic seconds, for rates."""
@@ -101,7 +105,9 @@ def _write_files(job: _Job, workspace: Workspace, done: Mapping[str, tuple[UnitS
     encoder = ParameterEncoder(job.strategy)
     files = plan_files(job.binding.outline)
     waiting = [file for file in files if file.name not in done]
-    check_room(job.options.store, sum(estimate_bytes(file, encoder) for file in waiting))
+    sizes = {file.name: estimate_bytes(file, encoder) for file in files}
+    lay_out(workspace.directory, sizes, measured_disks(job.options.store, job.options.disks))
+    check_room(workspace.directory, {file.name: sizes[file.name] for file in waiting})
     outline, options = job.binding.outline, job.options
     provider = TensorProvider(outline=outline, derivations=job.binding.derivations, read=job.checkpoint.read)
     total = sum(_work_bytes(file, encoder) for file in files)

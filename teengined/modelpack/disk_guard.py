@@ -9,6 +9,8 @@ from pathlib import Path
 from teengined.core.errors import DiskFull, NotAllowed, PackageError
 from teengined.core.model import UnitSpec
 from teengined.core.quantities import format_bytes
+from teengined.modelpack.layout import UNITS_DIRECTORY
+from teengined.modelpack.spread import spread_target
 from teengined.modelpack.verify import check_unit_on_disk
 from teengined.modelpack.workspace import Workspace
 
@@ -18,16 +20,30 @@ __all__ = ["check_room", "discarding_on_error", "intact", "mapping_disk_errors"]
 _COMPANIONS_BYTES = 64 * 2**20
 
 
-def check_room(store: Path, units_bytes: int) -> None:
+def check_room(directory: Path, sizes: Mapping[str, int]) -> None:
     """Refuse to begin what would not fit.
+
+    Args:
+        directory: Of the package to be; links in the place of its files lead to the disks that they will lie on.
+        sizes: Bytes of each file that is still to be written.
 
     Raises:
         DiskFull: says how much is needed and how much there is.
     """
-    needed = units_bytes + _COMPANIONS_BYTES
-    available = _available_bytes(store)
-    if needed > available:
-        raise _disk_full(store, f"the package needs {format_bytes(needed)}, {format_bytes(available)} are free")
+    needed = {directory: _COMPANIONS_BYTES}
+    for name, size in sizes.items():
+        place = _place_of(directory / UNITS_DIRECTORY / name)
+        needed[place] = needed.get(place, 0) + size
+    for place, size in needed.items():
+        available = _available_bytes(place)
+        if size > available:
+            raise _disk_full(place, f"the package needs {format_bytes(size)}, {format_bytes(available)} are free")
+
+
+def _place_of(file: Path) -> Path:
+    """Return the directory whose disk a file will lie on."""
+    target = spread_target(file)
+    return target.parent if target is not None else file.parent.parent
 
 
 def intact(workspace: Workspace, done: Mapping[str, tuple[UnitSpec, ...]]) -> dict[str, tuple[UnitSpec, ...]]:

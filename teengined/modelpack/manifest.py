@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +22,7 @@ from teengined.core.model import (
 from teengined.core.records import RecordError
 from teengined.modelpack.layout import DTYPE_BYTES, MANIFEST_FILE, UNITS_DIRECTORY, tensor_bytes, unit_id
 from teengined.modelpack.manifest_form import manifest_from_table, manifest_text
+from teengined.modelpack.spread import file_status
 
 __all__ = ["check_files", "check_manifest", "read_manifest", "write_manifest"]
 
@@ -224,10 +224,10 @@ def _check_files(directory: Path, units: Iterable[UnitSpec]) -> None:
         raise PackageError(f"{UNITS_DIRECTORY} is a symbolic link; packages hold their own files")
     for file, (end, unit) in needed.items():
         try:
-            status = (directory / file).lstat()
+            status = file_status(directory / file)
         except OSError as error:
             raise PackageError(f"unit {unit}: {file} cannot be read: {error.strerror}") from error
-        if not stat.S_ISREG(status.st_mode):
+        if status is None:
             raise PackageError(f"unit {unit}: {file} is not a regular file")
         if status.st_size < end:
             raise PackageError(f"unit {unit}: {file} has {status.st_size} bytes, its units end at {end}")

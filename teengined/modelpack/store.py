@@ -1,7 +1,7 @@
 """The directory of model packages on a host: what is there, where it is, and how to be rid of it. Torch-free."""
 
+import contextlib
 import difflib
-import shutil
 from pathlib import Path
 
 from teengined.core.errors import Conflict, PackageError, UnknownModel
@@ -9,6 +9,7 @@ from teengined.core.model import ModelManifest
 from teengined.modelpack.layout import MANIFEST_FILE
 from teengined.modelpack.manifest import check_files, read_manifest
 from teengined.modelpack.naming import directory_of, name_in
+from teengined.modelpack.spread import remove_tree, spread_target
 from teengined.modelpack.workspace import is_abandoned, lock_path, locked, temporary_directories
 
 __all__ = ["PackageStore"]
@@ -62,8 +63,9 @@ class PackageStore:
         return kept[1]
 
     def size_bytes(self, name: str) -> int:
-        """Return the bytes that the package takes on the disk."""
-        return sum(path.lstat().st_size for path in self.path_of(name).rglob("*") if not path.is_dir())
+        """Return the bytes that the package takes on the disks."""
+        files = [path for path in self.path_of(name).rglob("*") if not path.is_dir()]
+        return sum((spread_target(path) or path).lstat().st_size for path in files)
 
     def modified_seconds(self, name: str) -> float:
         """Return when the package was made, seconds since the epoch."""
@@ -84,9 +86,10 @@ class PackageStore:
             if not held:
                 raise Conflict(f"{name} is being converted right now", hint="wait for the conversion, then remove it")
             try:
-                shutil.rmtree(doomed, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    remove_tree(doomed)
                 path.rename(doomed)
-                shutil.rmtree(doomed)
+                remove_tree(doomed)
             except OSError as error:
                 raise PackageError(f"{name} cannot be removed: {error.strerror}") from error
         return size
@@ -96,7 +99,8 @@ class PackageStore:
         removed: list[str] = []
         for directory in temporary_directories(self.root):
             if is_abandoned(directory):
-                shutil.rmtree(directory, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    remove_tree(directory)
                 removed.append(directory.name)
         return tuple(removed)
 

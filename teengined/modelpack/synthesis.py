@@ -20,6 +20,7 @@ from teengined.modelpack.byte_tokenizer import BOS_ID, EOS_ID, write_byte_tokeni
 from teengined.modelpack.choices import resolve_compute_dtype
 from teengined.modelpack.companions import write_companions
 from teengined.modelpack.disk_guard import check_room, discarding_on_error, intact, mapping_disk_errors
+from teengined.modelpack.disk_rates import measured_disks
 from teengined.modelpack.encoding import ParameterEncoder
 from teengined.modelpack.manifest import read_manifest, write_manifest
 from teengined.modelpack.naming import check_name
@@ -28,6 +29,7 @@ from teengined.modelpack.progress import ProgressMeter, ReportProgress
 from teengined.modelpack.random_content import RandomContent
 from teengined.modelpack.shape_scaling import ShapeSizes, scaled_config
 from teengined.modelpack.shapes import SCALING_KEYS
+from teengined.modelpack.spread import lay_out
 from teengined.modelpack.synthetic_manifest import describe
 from teengined.modelpack.synthetic_plan import Content, ContentFile, SyntheticPlan, plan_synthetic
 from teengined.modelpack.unitfile import UnitFileWriter, header_room_bytes
@@ -53,6 +55,8 @@ class SynthesisOptions:
     distinct_bytes: int | None = None
     """How much may differ; None: everything."""
     compute_dtype: str = "auto"
+    disks: tuple[Path, ...] = ()
+    """Directories on other disks that unit files are spread over, as fast as each reads."""
     report: ReportProgress
     clock: Callable[[], float]
     """Monotonic seconds, for rates."""
@@ -160,7 +164,9 @@ def _write_package(job: _Job, workspace: Workspace) -> ModelManifest:
 def _write_files(job: _Job, workspace: Workspace, done: Mapping[str, tuple[UnitSpec, ...]]) -> dict[Content, UnitSpec]:
     """Write the files that are not there yet and return the unit of each content."""
     plan, options = job.plan, job.options
-    check_room(options.store, sum(_room(file) for file in plan.files if file.name not in done))
+    sizes = {file.name: _room(file) for file in plan.files}
+    lay_out(workspace.directory, sizes, measured_disks(options.store, options.disks))
+    check_room(workspace.directory, {name: size for name, size in sizes.items() if name not in done})
     meter = ProgressMeter("write", plan.distinct_bytes, report=options.report, clock=options.clock)
     # Two runs of one wish make the same package, and two wishes different ones.
     random = RandomContent(job.encoder, zlib.crc32(job.fingerprint.encode()))

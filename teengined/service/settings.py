@@ -263,6 +263,9 @@ class StoreSettings:
     """Model packages on disk."""
 
     dir: str = setting("", "path", "Empty: `models` in the state directory.")
+    paths: tuple[str, ...] = setting(
+        (), "paths", "Directories on more disks: new packages are spread over all, to be read from all at once."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

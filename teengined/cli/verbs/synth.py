@@ -7,7 +7,7 @@ import click
 from teengined.cli.converter_process import run_modelpack
 from teengined.cli.invocation import Invocation, Verb
 from teengined.cli.output import OutputFormat, output_options, write_event, write_json
-from teengined.cli.places import store_directory
+from teengined.cli.places import store_places
 from teengined.cli.progress import open_progress
 from teengined.core.quantities import format_bytes
 
@@ -30,7 +30,7 @@ def command(invocation: Invocation, name: str, store: Path | None, output: Outpu
     Units of one shape share bytes on disk beyond --distinct, so that a trillion parameters fit a small disk. Reads are
     real as long as the distinct bytes are more than the memory. An interrupted run goes on where it stopped.
     """
-    arguments = ["synth", "--store", str(store or store_directory(invocation))]
+    arguments = ["synth", *store_places(invocation, store).arguments]
     for choice, value in choices.items():
         if value is not None:
             arguments += [f"--{choice.replace('_', '-')}", value]
