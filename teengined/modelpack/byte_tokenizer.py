@@ -15,8 +15,10 @@ from teengined.core.errors import RequestError
 __all__ = ["BOS_ID", "EOS_ID", "write_byte_tokenizer"]
 
 _NUM_BYTES = 256
-EOS_ID, BOS_ID = 256, 257
-"""Ids of the end and the beginning of a text."""
+EOS_ID = 256
+"""Ends a text."""
+BOS_ID = 257
+"""Begins one."""
 
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 _SYLLABLES = tuple(consonant + vowel for consonant in _CONSONANTS for vowel in _VOWELS)

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ _MOUNT = Path("/sys/fs/cgroup/blkio")
 
 
 @contextlib.contextmanager
-def throttled(device: str, *, bytes_per_second: int) -> Iterator[None]:
+def throttled(device: str, *, bytes_per_second: int) -> Generator[None]:
     """Let processes of this one's control group read at most so much from the device, until the block ends."""
     number = Path(device).stat().st_rdev
     place = f"{os.major(number)}:{os.minor(number)}"

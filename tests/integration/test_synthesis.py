@@ -31,7 +31,7 @@ def shape_of(architecture: str, directory: Path, **changes: object) -> Path:
     return path
 
 
-def synth(name: str, store: Path, like: Path | str, **choices: str) -> dict[str, Any]:
+def synth(name: str, store: Path, like: Path | str, **choices: Any) -> dict[str, Any]:
     """Make one in this process."""
     command = SynthCommand(name=name, store=store, like=str(like), **choices)
     return run_synth(command, PluginRegistry.load(), lambda _progress: None)
