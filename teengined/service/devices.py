@@ -63,6 +63,7 @@ def _configured(settings: DeviceSettings, registry: PluginRegistry) -> DeviceSpe
         memory_bytes=settings.memory,
         threads=settings.threads or len(settings.cores) or _num_cores(),
         cores=settings.cores,
+        is_locked=settings.lock,
     )
 
 
