@@ -101,18 +101,21 @@ def run_synth(command: SynthCommand, registry: PluginRegistry, report: ReportPro
         distinct_bytes = parse_bytes(command.distinct) if command.distinct else None
     except ValueError as error:
         raise RequestError(str(error)) from error
+    strategy = registry.precision(precision)
+    ends: str = getattr(strategy, "ends_precision", "")  # coarse strategies name a finer one for the ends
     options = SynthesisOptions(
         name=command.name,
         store=command.store,
         like=command.like if command.like in KNOWN_SHAPES else Path(command.like).name,
         num_parameters=num_parameters,
         distinct_bytes=distinct_bytes,
+        ends=registry.precision(ends) if ends else None,
         compute_dtype=command.compute_dtype,
         disks=command.disks,
         report=report,
         clock=time.monotonic,
     )
-    manifest = synthesise(config_like(command.like), registry.precision(precision), options)
+    manifest = synthesise(config_like(command.like), strategy, options)
     distinct_share = manifest.stored_bytes / manifest.size_bytes
     return {**_told(manifest, command.store), "distinct_share": distinct_share}
 

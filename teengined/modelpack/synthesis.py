@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from teengined.core.errors import RequestError
-from teengined.core.model import ALIGNMENT_BYTES, MANIFEST_SCHEMA, TENSOR_ALIGNMENT_BYTES, ModelManifest, UnitSpec
+from teengined.core.model import (
+    ALIGNMENT_BYTES,
+    MANIFEST_SCHEMA,
+    TENSOR_ALIGNMENT_BYTES,
+    ModelManifest,
+    UnitKind,
+    UnitSpec,
+)
 from teengined.interfaces.precision import PrecisionStrategy
 from teengined.modelpack.assembly import UnitFile, plan_files
 from teengined.modelpack.byte_tokenizer import BOS_ID, EOS_ID, write_byte_tokenizer
@@ -54,6 +61,8 @@ class SynthesisOptions:
     """About as many; None: as the shape has."""
     distinct_bytes: int | None = None
     """How much may differ; None: everything."""
+    ends: PrecisionStrategy | None = None
+    """How embedding and head are stored; None: as all else."""
     compute_dtype: str = "auto"
     disks: tuple[Path, ...] = ()
     """Directories on other disks that unit files are spread over, as fast as each reads."""
@@ -66,18 +75,22 @@ class SynthesisOptions:
 class _Job:
     options: SynthesisOptions
     strategy: PrecisionStrategy
-    encoder: ParameterEncoder
     config: Mapping[str, Any]
     outline: ModelOutline
     compute_dtype: str
     plan: SyntheticPlan
+
+    def strategy_of(self, kind: UnitKind) -> PrecisionStrategy:
+        """Return how units of a kind are stored."""
+        return _strategy_of(kind, self.strategy, self.options)
 
     @property
     def fingerprint(self) -> str:
         """What must be the same for a run to go on where another stopped."""
         distinct = self.options.distinct_bytes
         config = json.dumps(self.config, sort_keys=True, default=str)
-        identity = [MANIFEST_SCHEMA, _METHOD, config, self.strategy.name, self.compute_dtype, distinct]
+        strategies = [self.strategy_of(kind).name for kind in UnitKind]
+        identity = [MANIFEST_SCHEMA, _METHOD, config, strategies, self.compute_dtype, distinct]
         return digest_of(json.dumps(identity).encode())
 
 
@@ -105,16 +118,21 @@ def _job(config: Mapping[str, Any], strategy: PrecisionStrategy, options: Synthe
     if options.num_parameters is not None:
         wanted = scaled_config(_with_defaults(wanted, outline), _sizes(outline), options.num_parameters)
         outline = build_outline(build_config(wanted), compute_dtype)
-    encoder = ParameterEncoder(strategy)
+    encoders = {kind: ParameterEncoder(_strategy_of(kind, strategy, options)) for kind in UnitKind}
     return _Job(
         options=options,
         strategy=strategy,
-        encoder=encoder,
         config=wanted,
         outline=outline,
         compute_dtype=compute_dtype,
-        plan=plan_synthetic(plan_files(outline), encoder.stored_bytes, options.distinct_bytes),
+        plan=plan_synthetic(
+            plan_files(outline), lambda kind, one: encoders[kind].stored_bytes(one), options.distinct_bytes
+        ),
     )
+
+
+def _strategy_of(kind: UnitKind, strategy: PrecisionStrategy, options: SynthesisOptions) -> PrecisionStrategy:
+    return options.ends or strategy if kind in (UnitKind.EMBEDDING, UnitKind.HEAD) else strategy
 
 
 def _with_defaults(config: Mapping[str, Any], outline: ModelOutline) -> Mapping[str, Any]:
@@ -169,7 +187,8 @@ def _write_files(job: _Job, workspace: Workspace, done: Mapping[str, tuple[UnitS
     check_room(workspace.directory, {name: size for name, size in sizes.items() if name not in done})
     meter = ProgressMeter("write", plan.distinct_bytes, report=options.report, clock=options.clock)
     # Two runs of one wish make the same package, and two wishes different ones.
-    random = RandomContent(job.encoder, zlib.crc32(job.fingerprint.encode()))
+    seed = zlib.crc32(job.fingerprint.encode())
+    random = {kind: RandomContent(ParameterEncoder(job.strategy_of(kind)), seed) for kind in UnitKind}
     found: dict[Content, UnitSpec] = {}
     for file in plan.files:
         units = done.get(file.name, ())
@@ -182,15 +201,16 @@ def _write_files(job: _Job, workspace: Workspace, done: Mapping[str, tuple[UnitS
 
 
 def _write_file(
-    job: _Job, workspace: Workspace, file: ContentFile, random: RandomContent, meter: ProgressMeter
+    job: _Job, workspace: Workspace, file: ContentFile, random: Mapping[UnitKind, RandomContent], meter: ProgressMeter
 ) -> tuple[UnitSpec, ...]:
     units: list[UnitSpec] = []
     with UnitFileWriter(workspace.directory, file.name, header_room_bytes(_keys(file))) as writer:
         for slot, (_, number) in file.contents:
-            for part in random.parts(slot.parameters, number):
+            for part in random[slot.kind].parts(slot.parameters, number):
                 writer.add(part, slot.expert)
             unit = writer.end_unit(slot.id, slot.kind, layer=slot.layer, expert=slot.expert)
-            units.append(replace(unit, precision=job.strategy.name, num_parameters=slot.num_parameters))
+            precision = job.strategy_of(slot.kind).name
+            units.append(replace(unit, precision=precision, num_parameters=slot.num_parameters))
             meter.advance(slot.stored_bytes)
     workspace.record(file.name, units)
     return tuple(units)

@@ -24,6 +24,7 @@ _MAX_UNITS_OF_FILE = 512
 
 Signature = tuple[object, ...]
 Content = tuple[Signature, int]
+StoredBytes = Callable[[UnitKind, ParameterOutline], int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,14 +81,12 @@ class SyntheticPlan:
         return sum(file.stored_bytes for file in self.files)
 
 
-def plan_synthetic(
-    files: Sequence[UnitFile], stored_bytes: Callable[[ParameterOutline], int], distinct_bytes: int | None
-) -> SyntheticPlan:
+def plan_synthetic(files: Sequence[UnitFile], stored_bytes: StoredBytes, distinct_bytes: int | None) -> SyntheticPlan:
     """Return the plan; at most about `distinct_bytes` differ from each other, or all where it is None.
 
     Args:
         files: As a conversion would write them.
-        stored_bytes: Of one parameter, or of one expert's slice of it.
+        stored_bytes: Of one parameter, or of one expert's slice of it, in a unit of that kind.
         distinct_bytes: Dense units take their part first, the routed experts share the rest.
 
     Raises:
@@ -112,7 +111,7 @@ def plan_synthetic(
     return SyntheticPlan(slots=tuple(assigned), files=tuple(_files(owned)))
 
 
-def _slots(file: UnitFile, stored_bytes: Callable[[ParameterOutline], int]) -> Iterator[Slot]:
+def _slots(file: UnitFile, stored_bytes: StoredBytes) -> Iterator[Slot]:
     dense, routed = file.dense, file.routed
     yield Slot(
         id=file.kind.value if file.layer is None else unit_id(file.layer),
@@ -120,9 +119,9 @@ def _slots(file: UnitFile, stored_bytes: Callable[[ParameterOutline], int]) -> I
         layer=file.layer,
         expert=None,
         parameters=dense,
-        stored_bytes=align_up(sum(stored_bytes(parameter) for parameter in dense)),
+        stored_bytes=align_up(sum(stored_bytes(file.kind, parameter) for parameter in dense)),
     )
-    size = align_up(sum(stored_bytes(parameter) for parameter in routed))
+    size = align_up(sum(stored_bytes(UnitKind.EXPERT, parameter) for parameter in routed))
     for expert in range(file.num_experts):
         assert file.layer is not None, "experts belong to layers"
         yield Slot(

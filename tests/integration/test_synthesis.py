@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from teengined.interfaces.registry import PluginRegistry
 from teengined.modelpack.command import SynthCommand, run_synth
 from teengined.modelpack.manifest import read_manifest
 from teengined.modelpack.store import PackageStore
+from teengined.modelpack.synthesis import SynthesisOptions, synthesise
 from teengined.modelpack.verify import verify_package
 from tests.fakes.conversion_process import kill_after, num_recorded, run_program, start_program
 from tests.fakes.stage_runner import Part, StageRunner
@@ -108,6 +110,30 @@ def test_what_cannot_be_made_is_refused_before_anything_is_written(
 
     assert refused.value.code == code
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_ends_may_be_stored_in_another_way(tmp_path: Path) -> None:
+    registry = PluginRegistry.load()
+    options = SynthesisOptions(
+        name="mixed",
+        store=tmp_path,
+        like="a test",
+        ends=registry.precision("bf16"),
+        report=lambda _progress: None,
+        clock=time.monotonic,
+    )
+
+    synthesise(tiny_config("llama").to_dict(), registry.precision("int8"), options)
+
+    manifest = verify_package(tmp_path / "mixed")
+    assert {unit.kind: unit.precision for unit in manifest.units} == {
+        UnitKind.EMBEDDING: "bf16",
+        UnitKind.LAYER: "int8",
+        UnitKind.HEAD: "bf16",
+    }
+    with StageRunner(tmp_path / "mixed", is_strict=False) as runner:
+        (logits,) = runner.run(Part(token_ids=[1, 2], start_position=0, table=(0,)))
+    assert torch.isfinite(logits).all()
 
 
 def test_the_program_says_what_was_wrong(tmp_path: Path) -> None:

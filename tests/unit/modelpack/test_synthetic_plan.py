@@ -41,7 +41,7 @@ def files() -> tuple[UnitFile, ...]:
 
 
 def plan(distinct_bytes: int | None) -> SyntheticPlan:
-    return plan_synthetic(files(), lambda one: one.shape[0], distinct_bytes)
+    return plan_synthetic(files(), lambda _kind, one: one.shape[0], distinct_bytes)
 
 
 def contents_of(made: SyntheticPlan, kind: UnitKind) -> list[object]:
