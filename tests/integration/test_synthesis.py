@@ -3,6 +3,8 @@
 import json
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -134,6 +136,18 @@ def test_the_ends_may_be_stored_in_another_way(tmp_path: Path) -> None:
     with StageRunner(tmp_path / "mixed", is_strict=False) as runner:
         (logits,) = runner.run(Part(token_ids=[1, 2], start_position=0, table=(0,)))
     assert torch.isfinite(logits).all()
+
+
+def test_the_command_tells_what_is_on_disk_and_what_is_not(tmp_path: Path) -> None:
+    shape = shape_of("deepseek_v3", tmp_path, n_routed_experts=64)
+    words = ["synth", "--like", str(shape), "--distinct", "500KB", "--store", str(tmp_path / "store"), "noise"]
+    command = [sys.executable, "-m", "teengined.cli.main", *words]
+
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert ran.returncode == 0, ran.stderr
+    assert re.match(r"noise  1\.2 MB, \d+ kB on disk  int8  .*/store/noise\n", ran.stdout)
+    assert "distinct contents" in ran.stderr
 
 
 def test_the_program_says_what_was_wrong(tmp_path: Path) -> None:
