@@ -29,7 +29,7 @@ class CpuDevice(Device):
         """Take no memory yet; the driver has bound the process."""
         self.spec = spec
         self._budget = Budget(spec.id, spec.memory_bytes)
-        self._buffers = HostBuffers()
+        self._buffers = HostBuffers(is_locked=spec.is_locked)
         self._open = True
 
     @property

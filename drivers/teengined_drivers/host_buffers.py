@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from teengined.core.errors import DriverError, OutOfDeviceMemory
 from teengined.core.quantities import format_bytes
 from teengined_drivers.budget import whole_pages
+from teengined_drivers.locked_memory import lock_memory, unlock_memory
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +25,9 @@ _HUGE_PAGE_BYTES = 2 * 2**20
 class HostBuffers:
     """The mappings of one device, by their addresses."""
 
-    def __init__(self) -> None:
-        """Start with none."""
+    def __init__(self, *, is_locked: bool = False) -> None:
+        """Start with none. Where `is_locked`, pages stay in memory once they were touched."""
+        self._is_locked = is_locked
         self._mappings: dict[int, mmap.mmap] = {}
         self._lock = threading.Lock()
 
@@ -33,7 +35,7 @@ class HostBuffers:
         """Return a uint8 tensor of `num_bytes` zeros that starts on a page; its pages come when they are touched.
 
         Raises:
-            OutOfDeviceMemory: the system refuses the address space.
+            OutOfDeviceMemory: the system refuses the address space, or to lock it.
         """
         import torch
 
@@ -45,6 +47,8 @@ class HostBuffers:
         if mapped_bytes >= _HUGE_PAGE_BYTES:
             _prefer_huge_pages(mapping)
         buffer = torch.frombuffer(mapping, dtype=torch.uint8, count=num_bytes)
+        if self._is_locked:
+            lock_memory(buffer.data_ptr(), mapped_bytes)
         with self._lock:
             self._mappings[buffer.data_ptr()] = mapping
         return buffer
@@ -66,15 +70,19 @@ class HostBuffers:
             mapping = self._mappings.pop(buffer.data_ptr(), None)
         if mapping is None:
             raise DriverError("the buffer to free was not allocated by this device, or was freed before")
+        if self._is_locked:
+            unlock_memory(buffer.data_ptr(), len(mapping))
         mapping.madvise(mmap.MADV_DONTNEED)
         return len(mapping)
 
     def unmap_all(self) -> None:
         """Give every buffer's pages back."""
         with self._lock:
-            mappings = list(self._mappings.values())
+            mappings = list(self._mappings.items())
             self._mappings.clear()
-        for mapping in mappings:
+        for address, mapping in mappings:
+            if self._is_locked:
+                unlock_memory(address, len(mapping))
             mapping.madvise(mmap.MADV_DONTNEED)
 
 

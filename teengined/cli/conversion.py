@@ -10,7 +10,7 @@ import click
 from teengined.cli.converter_process import run_modelpack
 from teengined.cli.invocation import Invocation
 from teengined.cli.output import OutputFormat, write_event, write_json
-from teengined.cli.places import store_directory
+from teengined.cli.places import StorePlaces, store_places
 from teengined.cli.progress import Progress, open_progress
 from teengined.core.quantities import format_bytes
 
@@ -43,8 +43,8 @@ def conversion_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def convert(invocation: Invocation, conversion: Conversion, output: OutputFormat) -> None:
     """Convert, show progress, and tell about the package in the form asked for."""
-    store = conversion.store or store_directory(invocation)
-    done = convert_into(store, conversion, open_progress(json_lines=output is OutputFormat.JSONL))
+    places = store_places(invocation, conversion.store)
+    done = convert_into(places, conversion, open_progress(json_lines=output is OutputFormat.JSONL))
     if output is OutputFormat.JSONL:
         write_event("done", done)
     elif output is OutputFormat.JSON:
@@ -55,9 +55,9 @@ def convert(invocation: Invocation, conversion: Conversion, output: OutputFormat
         click.echo(f"{done['name']}  {format_bytes(done['size_bytes'])}  {done['precision']}  {done['path']}")
 
 
-def convert_into(store: Path, conversion: Conversion, progress: Progress) -> dict[str, Any]:
-    """Convert into `store` and return what the converter says of the package: its name, path, size and notes."""
-    arguments = ["convert", "--store", str(store)]
+def convert_into(places: StorePlaces, conversion: Conversion, progress: Progress) -> dict[str, Any]:
+    """Convert into `places` and return what the converter says of the package: its name, path, size and notes."""
+    arguments = ["convert", *places.arguments]
     for choice, value in conversion.choices.items():
         if value is not None:
             arguments += [f"--{choice.replace('_', '-')}", value]

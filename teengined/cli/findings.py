@@ -7,13 +7,14 @@ from pathlib import Path
 
 from teengined.core.device import MEASURED_TOKENS, DeviceProfile, DeviceSpec
 from teengined.core.quantities import format_bytes
-from teengined.protocol.messages import DeviceStatus, Profiles
+from teengined.protocol.messages import DeviceStatus, DiskStatus, Profiles
 
 __all__ = [
     "Finding",
     "HostReadings",
     "Level",
     "device_findings",
+    "disk_findings",
     "host_findings",
     "kernel_finding",
     "library_findings",
@@ -116,6 +117,15 @@ def device_findings(devices: Iterable[DeviceStatus], memory_bytes: int) -> Itera
             text=f"CPU devices may take {format_bytes(budgets_bytes)}, the host has {format_bytes(memory_bytes)}",
             remedy="lower `memory` of the [[devices]] tables",
         )
+
+
+def disk_findings(disks: Iterable[DiskStatus]) -> Iterator[Finding]:
+    """Yield the disks that failed while weights were read from them."""
+    for disk in disks:
+        if disk.num_failures:
+            text = f"{disk.num_failures} reads failed in {disk.path} since the daemon started; the last: {disk.problem}"
+            remedy = "dmesg   tells what the disk said; then teengine verify MODEL, or move store.dir to another disk"
+            yield Finding(check="disk", level=Level.FAIL, text=text, remedy=remedy)
 
 
 def profile_findings(profiles: Profiles) -> Iterator[Finding]:

@@ -33,6 +33,7 @@ SECTIONS: Mapping[str, Mapping[str, Entry]] = {
     "Models": {
         "pull": Entry("pull", "Get a model by alias or ORG/NAME and convert it."),
         "convert": Entry("convert", "Convert a checkpoint into a model package."),
+        "synth": Entry("synth", "Write a package of a known shape with random weights."),
         "verify": Entry("verify", "Check every byte of a model package."),
         "ls": Entry("ls", "List the model packages."),
         "show": Entry("show", "Show one model package."),

@@ -30,6 +30,8 @@ class DeviceSpec:
     """CPU threads for arithmetic (host threads that feed the device, for others)."""
     cores: tuple[int, ...] = ()
     """CPU cores the worker is bound to; empty: any."""
+    is_locked: bool = False
+    """Keep its host memory from being swapped out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

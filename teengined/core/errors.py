@@ -19,7 +19,8 @@
     │   ├── UnsupportedArchitecture    unsupported_model        1  user
     │   └── HubUnreachable             hub_unreachable          1  user
     ├── PackageError                   package_invalid          1  operator converts again
-    │   └── PackageCorrupt             package_corrupt          1  operator converts again
+    │   ├── PackageCorrupt             package_corrupt          1  operator converts again
+    │   └── DiskFailed                 disk_failed              1  operator looks at the disk
     ├── DriverError                    driver_failed            1  operator
     │   ├── DeviceUnavailable          device_unavailable       7  operator
     │   └── OutOfDeviceMemory          out_of_device_memory     7  plan again
@@ -54,6 +55,7 @@ __all__ = [
     "DaemonUnreachable",
     "DeadlineExceeded",
     "DeviceUnavailable",
+    "DiskFailed",
     "DiskFull",
     "DoesNotFit",
     "Draining",
@@ -231,6 +233,12 @@ class PackageCorrupt(PackageError):
     """Bytes of a package differ from their digest. The message names the unit."""
 
     code = "package_corrupt"
+
+
+class DiskFailed(PackageError):
+    """A disk did not give what it holds, also when asked again. The package may be whole."""
+
+    code = "disk_failed"
 
 
 class DriverError(TeengineError):

@@ -7,6 +7,7 @@ from enum import StrEnum
 __all__ = [
     "ALIGNMENT_BYTES",
     "MANIFEST_SCHEMA",
+    "READABLE_SCHEMAS",
     "TENSOR_ALIGNMENT_BYTES",
     "ModelManifest",
     "TensorSpec",
@@ -19,7 +20,9 @@ ALIGNMENT_BYTES = 4096
 # A tensor starts on a cache line: products differ in their last bits between odd and even alignment.
 TENSOR_ALIGNMENT_BYTES = 64
 
-MANIFEST_SCHEMA = "teengine.package/v1"
+MANIFEST_SCHEMA = "teengine.package/v2"
+# v1 spelled every unit's tensors out, and no two units shared a place.
+READABLE_SCHEMAS = ("teengine.package/v1", MANIFEST_SCHEMA)
 
 
 class UnitKind(StrEnum):
@@ -51,7 +54,10 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitSpec:
-    """The smallest thing that moves: one contiguous, page-aligned range of one file."""
+    """The smallest thing that moves: one contiguous, page-aligned range of one file.
+
+    Units of equal content may share the range; none overlaps another otherwise.
+    """
 
     id: str
     """`embedding`, `layer.3`, `layer.3.expert.7`, `head`."""
@@ -70,6 +76,11 @@ class UnitSpec:
     digest: str
     """`blake2b:` and 64 hex digits over the `size_bytes`."""
     tensors: tuple[TensorSpec, ...]
+
+    @property
+    def place(self) -> tuple[str, int, str]:
+        """Where the bytes are, and what they are: equal for units that share them."""
+        return (self.file, self.offset_bytes, self.digest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +117,11 @@ class ModelManifest:
     def size_bytes(self) -> int:
         """Bytes of all units: what streaming everything once would move."""
         return sum(unit.size_bytes for unit in self.units)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all units on disk: units of one content share its place."""
+        return sum({unit.place: unit.size_bytes for unit in self.units}.values())
 
     @property
     def num_parameters(self) -> int:

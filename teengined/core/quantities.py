@@ -4,7 +4,7 @@ import math
 import re
 from fractions import Fraction
 
-__all__ = ["format_bytes", "format_seconds", "parse_bytes", "parse_seconds"]
+__all__ = ["format_bytes", "format_count", "format_seconds", "parse_bytes", "parse_count", "parse_seconds"]
 
 _BYTE_FACTORS = {
     "": 1,
@@ -18,6 +18,7 @@ _BYTE_FACTORS = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
+_COUNT_FACTORS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 _SECOND_FACTORS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _NUMBER_AND_UNIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
@@ -33,6 +34,29 @@ def parse_bytes(text: str) -> int:
     if match is None or factor is None:
         raise ValueError(f"{text!r} is not a size; write a number and one of B, KB, MB, GB, TB, KiB, MiB, GiB, TiB")
     return int(Fraction(match[1]) * factor)
+
+
+def parse_count(text: str) -> int:
+    """Return the number in `"1T"`, `"30B"`, `"1.5M"` or `"4096"`, as sizes of models are written.
+
+    Raises:
+        ValueError: the text is no such number; the message lists the factors.
+    """
+    match = _NUMBER_AND_UNIT.fullmatch(text)
+    factor = _COUNT_FACTORS.get(match[2].upper()) if match else None
+    if match is None or factor is None:
+        raise ValueError(f"{text!r} is not a number; write digits and one of K, M, B, T")
+    return int(Fraction(match[1]) * factor)
+
+
+def format_count(number: float) -> str:
+    """Return a number as sizes of models are written, such as `"1.03T"`, `"30.5B"` or `"135M"`."""
+    value, unit = float(number), ""
+    for larger in ("K", "M", "B", "T"):
+        if abs(value) < 999.5:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f}" if not unit else f"{value:.3g}{unit}"
 
 
 def parse_seconds(text: str) -> float:

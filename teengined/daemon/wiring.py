@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import zmq.asyncio
 
 from teengined.core.device import DeviceDescription, DeviceSpec
+from teengined.core.memory_limits import read_host_memory
 from teengined.daemon.client_socket import ClientSocket, bind_client_socket
 from teengined.daemon.config import Directories
 from teengined.daemon.runtime_directory import RuntimeDirectory
@@ -22,6 +24,7 @@ from teengined.service.config import LoadedConfig
 from teengined.service.context import ServiceContext
 from teengined.service.deployments import DeploymentSet
 from teengined.service.devices import describe_devices, resolve_devices
+from teengined.service.disk_health import DiskHealth
 from teengined.service.grammar_check import CheckLimits, GrammarChecker
 from teengined.service.handlers.table import handler_table
 from teengined.service.planning import Planner
@@ -85,7 +88,7 @@ def take_inventory(loaded: LoadedConfig) -> Inventory:
     wanted = (*config.plugins.discover, *(device.id.partition(":")[0] for device in config.devices))
     descriptions = describe_devices(registry, tuple(dict.fromkeys(wanted)))
     found = {key: item for key, item in descriptions.items() if item.driver in config.plugins.discover}
-    specs = resolve_devices(config, registry, found)
+    specs = resolve_devices(config, registry, found, read_host_memory())
     return Inventory(loaded=loaded, registry=registry, descriptions=descriptions, specs=specs)
 
 
@@ -126,7 +129,13 @@ def _service(
         environment={**os.environ, "TEENGINE_WORKER_PARENT": str(os.getpid())},
     )
     planner = Planner(config=config, registry=inventory.registry, store=store, profiles=profiles, specs=inventory.specs)
-    deployments = DeploymentSet(config=config, planner=planner, pool=pool, runtime_dir=directories.runtime)
+    deployments = DeploymentSet(
+        config=config,
+        planner=planner,
+        pool=pool,
+        runtime_dir=directories.runtime,
+        disks=DiskHealth(paths=(directories.store, *map(Path, config.store.paths))),
+    )
     return ServiceContext(
         loaded=inventory.loaded,
         runtime_dir=directories.runtime,

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from teengined.core.device import DeviceProfile, DeviceSpec, HostProfile, LinkProfile
 from teengined.core.errors import ProtocolError
+from teengined.core.memory_limits import read_host_memory
 from teengined.core.records import RecordError, from_mapping, to_mapping
 from teengined.engine.measurement_disk import disk_read_bytes_per_second
 from teengined.engine.measurement_process import Event, Measuring, emit, measuring, serve_request
@@ -152,7 +151,7 @@ def _host(specs: Sequence[DeviceSpec], measured: dict[str, _Measured], disk_rate
     host_tier_bytes = 0
     if not all(found.shares_host_memory for found in measured.values()):
         taken_bytes = sum(spec.memory_bytes for spec in specs if measured[spec.id].shares_host_memory)
-        host_tier_bytes = max(0, int(psutil.virtual_memory().available * _HOST_TIER_SHARE) - taken_bytes)
+        host_tier_bytes = max(0, int(read_host_memory().available_bytes * _HOST_TIER_SHARE) - taken_bytes)
     return HostProfile(
         host=socket.gethostname(),
         disk_read_bytes_per_second=disk_rate,

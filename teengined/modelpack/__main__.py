@@ -1,4 +1,4 @@
-"""The converter as a program: `python -m teengined.modelpack convert|verify`. Speaks JSON lines on standard output.
+"""The converter as a program: `python -m teengined.modelpack convert|synth|verify`. Writes JSON lines to its output.
 
 The command line and the daemon start it as a child, because they may not load torch. Each line is one event:
 
@@ -49,7 +49,7 @@ class Events:
 
 @click.group()
 def commands() -> None:
-    """Convert checkpoints to model packages, and verify packages."""
+    """Convert checkpoints to model packages, make synthetic ones, and verify packages."""
 
 
 @commands.command()
@@ -58,11 +58,12 @@ def commands() -> None:
 @click.option("--name", default="", help="Name of the package; from the reference where absent.")
 @click.option("--precision", default="auto", help="Precision strategy of matrices.")
 @click.option("--compute-dtype", default="auto", help="fp32, bf16 or fp16.")
+@click.option("--disk", "disks", type=click.Path(path_type=Path), multiple=True, help="Spread unit files over it too.")
 @click.option("--cache", type=click.Path(path_type=Path), default=None, help="Where downloads are kept.")
 @click.option("--blocked", multiple=True, help="Plugin (entry point or distribution) to leave out; may be repeated.")
 @click.pass_obj
 def convert(
-    events: Events, reference: str, store: Path, cache: Path | None, blocked: tuple[str, ...], **choices: str
+    events: Events, reference: str, store: Path, cache: Path | None, blocked: tuple[str, ...], **choices: Any
 ) -> None:
     """Convert REFERENCE (a directory, a .gguf file, a hub id or an alias) into the store."""
     from teengined.interfaces.registry import PluginRegistry
@@ -70,6 +71,25 @@ def convert(
 
     command = ConvertCommand(reference=reference, store=store, cache=cache or store / ".cache", **choices)
     events.send("done", run_convert(command, PluginRegistry.load(blocked), events.progress))
+
+
+@commands.command()
+@click.argument("name")
+@click.option("--store", type=click.Path(path_type=Path), required=True, help="Directory of packages.")
+@click.option("--like", required=True, help="A known shape, or a config.json.")
+@click.option("--parameters", default="", help="About as many, such as 1T; else as the shape has.")
+@click.option("--precision", default="int8", help="Precision strategy of matrices.")
+@click.option("--compute-dtype", default="auto", help="fp32, bf16 or fp16.")
+@click.option("--disk", "disks", type=click.Path(path_type=Path), multiple=True, help="Spread unit files over it too.")
+@click.option("--distinct", default="", help="How many bytes may differ, such as 30GB.")
+@click.option("--blocked", multiple=True, help="Plugin (entry point or distribution) to leave out; may be repeated.")
+@click.pass_obj
+def synth(events: Events, blocked: tuple[str, ...], **choices: Any) -> None:
+    """Write the package NAME with random weights into the store."""
+    from teengined.interfaces.registry import PluginRegistry
+    from teengined.modelpack.command import SynthCommand, run_synth
+
+    events.send("done", run_synth(SynthCommand(**choices), PluginRegistry.load(blocked), events.progress))
 
 
 @commands.command()

@@ -1,4 +1,4 @@
-"""What `python -m teengined.modelpack convert` does: finds the source and the strategy, and runs the converter."""
+"""What `python -m teengined.modelpack convert` and `synth` do: find source and strategy, and run the work."""
 
 import logging
 import re
@@ -9,14 +9,19 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
+from teengined.core.errors import RequestError
+from teengined.core.model import ModelManifest
+from teengined.core.quantities import parse_bytes, parse_count
 from teengined.interfaces.registry import PluginRegistry
 from teengined.modelpack.aliases import ALIASES, fetch_alias
-from teengined.modelpack.choices import resolve_precision
+from teengined.modelpack.choices import AUTO, resolve_precision
 from teengined.modelpack.converter import ConversionOptions, convert
 from teengined.modelpack.naming import directory_of
 from teengined.modelpack.progress import ReportProgress
+from teengined.modelpack.shapes import KNOWN_SHAPES, config_like
+from teengined.modelpack.synthesis import SynthesisOptions, synthesise
 
-__all__ = ["ConvertCommand", "default_name", "run_convert"]
+__all__ = ["ConvertCommand", "SynthCommand", "default_name", "run_convert", "run_synth"]
 
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]+|-{2,}")
 
@@ -33,6 +38,25 @@ class ConvertCommand:
     """Empty: from the reference."""
     precision: str = "auto"
     compute_dtype: str = "auto"
+    disks: tuple[Path, ...] = ()
+    """As `ConversionOptions.disks`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SynthCommand:
+    """The arguments of `synth`."""
+
+    name: str
+    store: Path
+    like: str
+    parameters: str = ""
+    """Such as `1T`; empty: as the shape has."""
+    precision: str = "int8"
+    compute_dtype: str = "auto"
+    distinct: str = ""
+    """Such as `30GB`; empty: everything."""
+    disks: tuple[Path, ...] = ()
+    """As `SynthesisOptions.disks`."""
 
 
 def run_convert(command: ConvertCommand, registry: PluginRegistry, report: ReportProgress) -> dict[str, Any]:
@@ -51,18 +75,60 @@ def run_convert(command: ConvertCommand, registry: PluginRegistry, report: Repor
     try:
         strategy = registry.precision(resolve_precision(command.precision, checkpoint.tensors()))
         options = ConversionOptions(
-            name=name, store=command.store, compute_dtype=command.compute_dtype, report=report, clock=time.monotonic
+            name=name,
+            store=command.store,
+            compute_dtype=command.compute_dtype,
+            disks=command.disks,
+            report=report,
+            clock=time.monotonic,
         )
         manifest = convert(checkpoint, strategy, options)
     finally:
         checkpoint.close()
+    return _told(manifest, command.store)
+
+
+def run_synth(command: SynthCommand, registry: PluginRegistry, report: ReportProgress) -> dict[str, Any]:
+    """Write a synthetic package and return the fields of the `done` event.
+
+    Raises:
+        TeengineError: whatever went wrong.
+    """
+    transformers_logging.set_verbosity_error()
+    precision = "bf16" if command.precision == AUTO else command.precision
+    try:
+        num_parameters = parse_count(command.parameters) if command.parameters else None
+        distinct_bytes = parse_bytes(command.distinct) if command.distinct else None
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+    strategy = registry.precision(precision)
+    ends: str = getattr(strategy, "ends_precision", "")  # coarse strategies name a finer one for the ends
+    options = SynthesisOptions(
+        name=command.name,
+        store=command.store,
+        like=command.like if command.like in KNOWN_SHAPES else Path(command.like).name,
+        num_parameters=num_parameters,
+        distinct_bytes=distinct_bytes,
+        ends=registry.precision(ends) if ends else None,
+        compute_dtype=command.compute_dtype,
+        disks=command.disks,
+        report=report,
+        clock=time.monotonic,
+    )
+    manifest = synthesise(config_like(command.like), strategy, options)
+    distinct_share = manifest.stored_bytes / manifest.size_bytes
+    return {**_told(manifest, command.store), "distinct_share": distinct_share}
+
+
+def _told(manifest: ModelManifest, store: Path) -> dict[str, Any]:
     return {
-        "name": name,
-        "path": str(command.store / directory_of(name)),
+        "name": manifest.name,
+        "path": str(store / directory_of(manifest.name)),
         "architecture": manifest.architecture,
         "precision": manifest.precision,
         "compute_dtype": manifest.compute_dtype,
         "size_bytes": manifest.size_bytes,
+        "stored_bytes": manifest.stored_bytes,
         "num_parameters": manifest.num_parameters,
         "notes": list(manifest.numeric_notes),
     }

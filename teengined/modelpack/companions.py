@@ -2,12 +2,11 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from teengined.core.errors import SourceError
-from teengined.interfaces.source import Checkpoint
 from teengined.modelpack.layout import CONFIG_FILES
 from teengined.modelpack.verify import digest_of
 
@@ -19,13 +18,20 @@ Companions = dict[str, str]
 """File name -> digest."""
 
 
-def write_companions(checkpoint: Checkpoint, config: Mapping[str, Any], directory: Path) -> Companions:
+def write_companions(
+    write_tokenizer: Callable[[Path], Iterable[str]], config: Mapping[str, Any], directory: Path
+) -> Companions:
     """Write them into `directory`, synced, and return their digests; files that packages do not have are removed.
+
+    Args:
+        write_tokenizer: As `Checkpoint.write_tokenizer`.
+        config: What config.json says.
+        directory: Of the package to be.
 
     Raises:
         SourceError: the checkpoint has no usable tokenizer.
     """
-    written = set(checkpoint.write_tokenizer(directory))
+    written = set(write_tokenizer(directory))
     if "tokenizer.json" not in written:
         raise SourceError("the checkpoint has no tokenizer that can be expressed as tokenizer.json")
     for extra in written - set(CONFIG_FILES):

@@ -10,35 +10,30 @@ grow with the number of layers, nor with the number of experts of checkpoints th
 `tests/integration/test_conversion_memory.py` holds it to that.
 """
 
-import contextlib
-import errno
 import json
-import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from teengined.core.errors import DiskFull, NotAllowed, PackageError
 from teengined.core.model import MANIFEST_SCHEMA, ModelManifest, UnitSpec
-from teengined.core.quantities import format_bytes
 from teengined.interfaces.precision import PrecisionStrategy
 from teengined.interfaces.source import Checkpoint
 from teengined.modelpack.assembly import TensorProvider, UnitFile, estimate_bytes, header_room, plan_files, write_units
 from teengined.modelpack.binding import Binding, bind
 from teengined.modelpack.choices import resolve_compute_dtype, source_dtypes
 from teengined.modelpack.companions import eos_token_ids, write_companions
+from teengined.modelpack.disk_guard import check_room, discarding_on_error, intact, mapping_disk_errors
+from teengined.modelpack.disk_rates import measured_disks
 from teengined.modelpack.encoding import ParameterEncoder
 from teengined.modelpack.manifest import read_manifest, write_manifest
 from teengined.modelpack.naming import check_name
 from teengined.modelpack.progress import ProgressMeter, ReportProgress
+from teengined.modelpack.spread import lay_out
 from teengined.modelpack.unitfile import UnitFileWriter
-from teengined.modelpack.verify import check_unit_on_disk, digest_of
+from teengined.modelpack.verify import digest_of
 from teengined.modelpack.workspace import Workspace, open_workspace
 
 __all__ = ["ConversionOptions", "convert"]
-
-# Tokenizer, configuration and manifest, beside the units.
-_COMPANIONS_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +43,8 @@ class ConversionOptions:
     name: str
     store: Path
     compute_dtype: str = "auto"
+    disks: tuple[Path, ...] = ()
+    """Directories on other disks that unit files are spread over, as fast as each reads."""
     report: ReportProgress
     clock: Callable[[], float]
     """Monotonic seconds, for rates."""
@@ -76,7 +73,7 @@ def convert(checkpoint: Checkpoint, strategy: PrecisionStrategy, options: Conver
     """
     check_name(options.name)
     compute_dtype = resolve_compute_dtype(options.compute_dtype, strategy.name)
-    with _mapping_disk_errors(options.store), open_workspace(options.store, options.name) as workspace:
+    with mapping_disk_errors(options.store), open_workspace(options.store, options.name) as workspace:
         job = _Job(
             checkpoint=checkpoint,
             strategy=strategy,
@@ -84,13 +81,13 @@ def convert(checkpoint: Checkpoint, strategy: PrecisionStrategy, options: Conver
             binding=bind(checkpoint, compute_dtype),
             compute_dtype=compute_dtype,
         )
-        with _discarding_on_error(workspace):
+        with discarding_on_error(workspace):
             return _write_package(job, workspace)
 
 
 def _write_package(job: _Job, workspace: Workspace) -> ModelManifest:
-    done = _intact(workspace, workspace.completed(_fingerprint(job)))
-    companions = write_companions(job.checkpoint, job.binding.config, workspace.directory)
+    done = intact(workspace, workspace.completed(_fingerprint(job)))
+    companions = write_companions(job.checkpoint.write_tokenizer, job.binding.config, workspace.directory)
     units = _write_files(job, workspace, done)
     manifest = replace(
         _describe(job, eos_token_ids(workspace.directory, job.binding.config)),
@@ -107,7 +104,10 @@ def _write_package(job: _Job, workspace: Workspace) -> ModelManifest:
 def _write_files(job: _Job, workspace: Workspace, done: Mapping[str, tuple[UnitSpec, ...]]) -> tuple[UnitSpec, ...]:
     encoder = ParameterEncoder(job.strategy)
     files = plan_files(job.binding.outline)
-    _check_space(job.options.store, [file for file in files if file.name not in done], encoder)
+    waiting = [file for file in files if file.name not in done]
+    sizes = {file.name: estimate_bytes(file, encoder) for file in files}
+    lay_out(workspace.directory, sizes, measured_disks(job.options.store, job.options.disks))
+    check_room(workspace.directory, {file.name: sizes[file.name] for file in waiting})
     outline, options = job.binding.outline, job.options
     provider = TensorProvider(outline=outline, derivations=job.binding.derivations, read=job.checkpoint.read)
     total = sum(_work_bytes(file, encoder) for file in files)
@@ -128,17 +128,6 @@ def _write_files(job: _Job, workspace: Workspace, done: Mapping[str, tuple[UnitS
 
 def _work_bytes(file: UnitFile, encoder: ParameterEncoder) -> int:
     return sum(encoder.stored_bytes(one) * max(one.num_experts, 1) for one in file.parameters)
-
-
-def _intact(workspace: Workspace, done: Mapping[str, tuple[UnitSpec, ...]]) -> dict[str, tuple[UnitSpec, ...]]:
-    """Return those files of an earlier run whose bytes are what their digests say: it may have ended in a crash."""
-    intact: dict[str, tuple[UnitSpec, ...]] = {}
-    for name, units in done.items():
-        with contextlib.suppress(PackageError):
-            for unit in units:
-                check_unit_on_disk(workspace.directory, unit)
-            intact[name] = units
-    return intact
 
 
 def _describe(job: _Job, eos: tuple[int, ...]) -> ModelManifest:
@@ -189,44 +178,3 @@ def _fingerprint(job: _Job) -> str:
         [[tensor.name, tensor.dtype, list(tensor.shape)] for tensor in job.checkpoint.tensors()],
     ]
     return digest_of(json.dumps(identity).encode())
-
-
-def _check_space(store: Path, files: list[UnitFile], encoder: ParameterEncoder) -> None:
-    needed = sum(estimate_bytes(file, encoder) for file in files) + _COMPANIONS_BYTES
-    available = _available_bytes(store)
-    if needed > available:
-        raise _disk_full(store, f"the package needs {format_bytes(needed)}, {format_bytes(available)} are free")
-
-
-def _available_bytes(store: Path) -> int:
-    status = os.statvfs(store)
-    return status.f_bavail * status.f_frsize
-
-
-def _disk_full(store: Path, what: str) -> DiskFull:
-    return DiskFull(f"no room in {store}: {what}", hint="free space there, or name another place with --store")
-
-
-@contextlib.contextmanager
-def _mapping_disk_errors(store: Path) -> Generator[None]:
-    try:
-        yield
-    except PermissionError as error:
-        raise NotAllowed(
-            f"{store} cannot be written to", hint="name another place with --store, or ask its owner"
-        ) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise PackageError(f"{store} cannot be written to: {error.strerror}") from error
-        free = format_bytes(_available_bytes(store))
-        raise _disk_full(store, f"the disk filled up while converting; {free} are free now") from error
-
-
-@contextlib.contextmanager
-def _discarding_on_error(workspace: Workspace) -> Generator[None]:
-    """Remove what was written when it cannot be of use; an interruption (no `Exception`) leaves it to resume from."""
-    try:
-        yield
-    except Exception:
-        workspace.discard()
-        raise

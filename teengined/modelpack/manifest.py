@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,18 +12,22 @@ from teengined.core.errors import PackageError
 from teengined.core.model import (
     ALIGNMENT_BYTES,
     MANIFEST_SCHEMA,
+    READABLE_SCHEMAS,
     TENSOR_ALIGNMENT_BYTES,
     ModelManifest,
     TensorSpec,
     UnitKind,
     UnitSpec,
 )
-from teengined.core.records import RecordError, from_mapping, to_mapping
+from teengined.core.records import RecordError
 from teengined.modelpack.layout import DTYPE_BYTES, MANIFEST_FILE, UNITS_DIRECTORY, tensor_bytes, unit_id
+from teengined.modelpack.manifest_form import manifest_from_table, manifest_text
+from teengined.modelpack.spread import file_status
 
-__all__ = ["check_manifest", "read_manifest", "write_manifest"]
+__all__ = ["check_files", "check_manifest", "read_manifest", "write_manifest"]
 
-# A model of 100 layers of 512 experts has some 150,000 tensors of about 400 bytes each in its manifest.
+# A model of 100 layers of 512 experts has some 50,000 units of about 400 bytes each in its manifest; where each unit
+# spells its tensors out, it is three times that.
 MAX_MANIFEST_BYTES = 128 * 2**20
 _CONVERT_AGAIN = "convert the model again"
 _UNIT_FILE = re.compile(rf"{UNITS_DIRECTORY}/[A-Za-z0-9][A-Za-z0-9._-]{{0,120}}\.safetensors")
@@ -39,20 +42,20 @@ def read_manifest(directory: Path) -> ModelManifest:
     """
     table = _read_table(directory / MANIFEST_FILE)
     schema = table.get("schema")
-    if schema != MANIFEST_SCHEMA:
+    if schema not in READABLE_SCHEMAS:
         raise PackageError(
             f"{directory.name}: manifest.json has schema {schema!r:.60}, this version reads {MANIFEST_SCHEMA!r}",
             hint=_CONVERT_AGAIN,
         )
     try:
-        manifest = from_mapping(ModelManifest, table)
+        manifest = manifest_from_table(table)
     except RecordError as error:
         raise PackageError(f"{directory.name}: manifest.json: {error}", hint=_CONVERT_AGAIN) from error
     try:
         check_manifest(manifest)
-        _check_files(directory, manifest.units)
     except PackageError as error:
         raise PackageError(f"{directory.name}: {error.message}", hint=_CONVERT_AGAIN) from error
+    check_files(directory, manifest)
     return manifest
 
 
@@ -60,7 +63,7 @@ def write_manifest(directory: Path, manifest: ModelManifest) -> None:
     """Check the manifest and write it durably (the file is synced; the directory is the caller's)."""
     check_manifest(manifest)
     with (directory / MANIFEST_FILE).open("w", encoding="utf-8") as file:
-        json.dump(to_mapping(manifest), file, indent=1)
+        file.write(manifest_text(manifest))
         file.flush()
         os.fsync(file.fileno())
 
@@ -72,8 +75,14 @@ def check_manifest(manifest: ModelManifest) -> None:
         PackageError: the first rule broken, with the unit or field.
     """
     _check_fields(manifest)
+    ends: dict[int, int] = {}
     for unit in manifest.units:
         _check_unit(unit)
+        if id(unit.tensors) not in ends:  # most experts share one table
+            ends[id(unit.tensors)] = _check_tensors(unit)
+        end = ends[id(unit.tensors)]
+        if end > unit.size_bytes:
+            raise PackageError(f"unit {unit.id!r:.80}: its tensors end at {end}, beyond size_bytes {unit.size_bytes}")
     _check_no_overlap(manifest.units)
     _check_completeness(manifest)
     stored = {tensor.parameter for unit in manifest.units for tensor in unit.tensors}
@@ -125,14 +134,18 @@ def _check_unit(unit: UnitSpec) -> None:
         raise PackageError(f"{place}: num_parameters is negative")
     if unit.id != _expected_id(unit):
         raise PackageError(f"{place}: id does not agree with kind, layer and expert")
+
+
+def _check_tensors(unit: UnitSpec) -> int:
+    """Return where the last tensor ends."""
+    place = f"unit {unit.id!r:.80}"
     end = 0
     for tensor in sorted(unit.tensors, key=lambda tensor: tensor.offset_bytes):
         _check_tensor(tensor, place)
         if tensor.offset_bytes < end:
             raise PackageError(f"{place}: tensor {tensor.parameter!r:.120} overlaps the one before it")
         end = tensor.offset_bytes + tensor.size_bytes
-    if end > unit.size_bytes:
-        raise PackageError(f"{place}: its tensors end at {end}, beyond size_bytes {unit.size_bytes}")
+    return end
 
 
 def _check_tensor(tensor: TensorSpec, place: str) -> None:
@@ -163,12 +176,14 @@ def _expected_id(unit: UnitSpec) -> str | None:
 
 
 def _check_no_overlap(units: Iterable[UnitSpec]) -> None:
-    ends: dict[str, tuple[int, str]] = {}
-    for unit in sorted(units, key=lambda unit: (unit.file, unit.offset_bytes)):
-        end, previous = ends.get(unit.file, (0, ""))
-        if unit.offset_bytes < end:
-            raise PackageError(f"unit {unit.id}: overlaps unit {previous} in {unit.file}")
-        ends[unit.file] = (unit.offset_bytes + unit.size_bytes, unit.id)
+    """Refuse ranges that overlap, but for units that share one range because their content is the same."""
+    previous: UnitSpec | None = None
+    for unit in sorted(units, key=lambda unit: (unit.file, unit.offset_bytes, unit.size_bytes)):
+        if previous is not None and previous.file == unit.file:
+            shared = previous.place == unit.place and previous.size_bytes == unit.size_bytes
+            if not shared and unit.offset_bytes < previous.offset_bytes + previous.size_bytes:
+                raise PackageError(f"unit {unit.id}: overlaps unit {previous.id} in {unit.file}")
+        previous = unit
 
 
 def _check_completeness(manifest: ModelManifest) -> None:
@@ -189,6 +204,18 @@ def _check_completeness(manifest: ModelManifest) -> None:
         raise PackageError(f"a unit names a layer outside 0 … {manifest.num_layers - 1}")
 
 
+def check_files(directory: Path, manifest: ModelManifest) -> None:
+    """Refuse a package whose files are missing, no files of its own, or shorter than its units say.
+
+    Raises:
+        PackageError: names the first unit that lacks.
+    """
+    try:
+        _check_files(directory, manifest.units)
+    except PackageError as error:
+        raise PackageError(f"{directory.name}: {error.message}", hint=_CONVERT_AGAIN) from error
+
+
 def _check_files(directory: Path, units: Iterable[UnitSpec]) -> None:
     needed: dict[str, tuple[int, str]] = {}
     for unit in units:
@@ -197,10 +224,10 @@ def _check_files(directory: Path, units: Iterable[UnitSpec]) -> None:
         raise PackageError(f"{UNITS_DIRECTORY} is a symbolic link; packages hold their own files")
     for file, (end, unit) in needed.items():
         try:
-            status = (directory / file).lstat()
+            status = file_status(directory / file)
         except OSError as error:
             raise PackageError(f"unit {unit}: {file} cannot be read: {error.strerror}") from error
-        if not stat.S_ISREG(status.st_mode):
+        if status is None:
             raise PackageError(f"unit {unit}: {file} is not a regular file")
         if status.st_size < end:
             raise PackageError(f"unit {unit}: {file} has {status.st_size} bytes, its units end at {end}")

@@ -54,19 +54,23 @@ def check_unit_on_disk(directory: Path, unit: UnitSpec) -> None:
 
 
 def verify_package(directory: Path, progress: Callable[[int, int], None] | None = None) -> ModelManifest:
-    """Read every unit and compare its digest; `progress` gets bytes done and total.
+    """Read every unit, once where several share bytes, and compare its digest; `progress` gets bytes done and total.
 
     Raises:
         PackageError: the manifest does not hold.
         PackageCorrupt: the first unit whose bytes differ.
     """
     manifest = read_manifest(directory)
-    done = 0
+    done, total = 0, manifest.stored_bytes
+    seen: set[tuple[str, int, str]] = set()
     for unit in manifest.units:
+        if unit.place in seen:
+            continue
+        seen.add(unit.place)
         check_unit_on_disk(directory, unit)
         done += unit.size_bytes
         if progress is not None:
-            progress(done, manifest.size_bytes)
+            progress(done, total)
     check_companions(directory, manifest)
     return manifest
 

@@ -10,7 +10,6 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from teengined.core.model import UnitSpec
 from teengined.core.records import RecordError, from_mapping, to_mapping
 from teengined.modelpack.layout import UNITS_DIRECTORY
 from teengined.modelpack.naming import directory_of
+from teengined.modelpack.spread import remove_tree
 
 __all__ = ["Workspace", "is_abandoned", "lock_path", "locked", "open_workspace", "temporary_directories"]
 
@@ -72,25 +72,27 @@ class Workspace:
         if not self._final.exists():
             self.directory.rename(self._final)
         elif _exchange(self.directory, self._final):
-            shutil.rmtree(self.directory)
+            remove_tree(self.directory)
         else:
             self._replace_in_two_steps()
         _sync_directory(self._store)
 
     def discard(self) -> None:
         """Remove everything this conversion wrote."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_tree(self.directory)
 
     def _replace_in_two_steps(self) -> None:
         retired = self._store / f"{_RETIRED_PREFIX}{self._final.name}"
-        shutil.rmtree(retired, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_tree(retired)
         self._final.rename(retired)
         try:
             self.directory.rename(self._final)
         except OSError:
             retired.rename(self._final)
             raise
-        shutil.rmtree(retired)
+        remove_tree(retired)
 
     def _journal_lines(self) -> list[dict[str, Any]]:
         path = self.directory / _JOURNAL

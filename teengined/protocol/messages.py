@@ -67,6 +67,7 @@ __all__ = [
     "Deployment",
     "DeploymentList",
     "DeviceStatus",
+    "DiskStatus",
     "Done",
     "Drain",
     "Embed",
@@ -146,6 +147,18 @@ class DeviceStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DiskStatus:
+    """A place that packages are read from."""
+
+    path: str
+    num_failures: int = 0
+    """Reads that failed, also when repeated, since the daemon started."""
+    problem: str = ""
+    """The last one."""
+    failed_unix_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """The daemon as a whole."""
 
@@ -162,6 +175,7 @@ class Status:
     num_queued: int
     num_models: int
     rss_bytes: int
+    disks: tuple[DiskStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

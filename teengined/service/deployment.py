@@ -11,6 +11,7 @@ from typing import Any
 
 from teengined.core.errors import (
     DeadlineExceeded,
+    DiskFailed,
     DriverError,
     PackageError,
     PluginError,
@@ -27,6 +28,7 @@ from teengined.scheduler.scheduler import Scheduler
 from teengined.service.admission import ModelLimits
 from teengined.service.answer import Answer
 from teengined.service.answers import AnswerTable
+from teengined.service.disk_health import DiskHealth
 from teengined.service.pipeline import FinishedStep, Pipeline
 from teengined.service.prompts import PromptReader
 from teengined.service.settings import LimitSettings, WorkerSettings
@@ -67,6 +69,7 @@ class LoadedModel:
     pool: WorkerPool
     limits: LimitSettings
     worker_settings: WorkerSettings
+    disks: DiskHealth = field(default_factory=lambda: DiskHealth(paths=()))
     state: str = "loading"
     problem: str = ""
     _pipeline: Pipeline = field(init=False)
@@ -282,6 +285,8 @@ class LoadedModel:
 
     def _on_worker_error(self, device_id: str, message: WorkerError) -> None:
         error = error_class(message.code)(f"{device_id}: {message.message}", hint=message.hint)
+        if isinstance(error, DiskFailed):
+            self.disks.note_failure(self.package_dir, error.message)
         if self.stages.fail(device_id, error):
             return
         if message.step is not None:

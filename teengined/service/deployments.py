@@ -19,6 +19,7 @@ from teengined.protocol.messages import Deployment, Loaded, LoadModel, LoadProgr
 from teengined.scheduler.scheduler import Scheduler, SchedulerLimits
 from teengined.service.admission import ModelLimits
 from teengined.service.deployment import LoadedModel
+from teengined.service.disk_health import DiskHealth
 from teengined.service.host import available_memory_bytes
 from teengined.service.planning import Planned, Planner
 from teengined.service.prompts import PromptReader
@@ -47,6 +48,7 @@ class DeploymentSet:
     planner: Planner
     pool: WorkerPool
     runtime_dir: Path
+    disks: DiskHealth = field(default_factory=lambda: DiskHealth(paths=()))
     draining: bool = False
     _models: dict[str, LoadedModel] = field(default_factory=dict[str, LoadedModel])
     _planning: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -220,6 +222,7 @@ class DeploymentSet:
             pool=self.pool,
             limits=config.limits,
             worker_settings=config.worker,
+            disks=self.disks,
         )
 
     def _wants_direct_io(self, manifest: ModelManifest, plan: Plan) -> bool:

@@ -1,14 +1,19 @@
 """The devices of this host: as configured, or as the drivers find them where nothing is configured."""
 
+import logging
 import os
 from collections.abc import Mapping
 
 from teengined.core.device import DeviceDescription, DeviceSpec
 from teengined.core.errors import ConfigError
+from teengined.core.memory_limits import HostMemory
 from teengined.interfaces.registry import PluginRegistry
+from teengined.service.budgets import fitted_specs
 from teengined.service.settings import Config, DeviceSettings
 
 __all__ = ["describe_devices", "resolve_devices"]
+
+logger = logging.getLogger(__name__)
 
 # A CPU device shares the host's memory with everything else; another device's memory is mostly for us.
 _CPU_SHARE = 0.5
@@ -23,13 +28,20 @@ def describe_devices(registry: PluginRegistry, drivers: tuple[str, ...]) -> dict
 
 
 def resolve_devices(
-    config: Config, registry: PluginRegistry, found: Mapping[str, DeviceDescription]
+    config: Config, registry: PluginRegistry, found: Mapping[str, DeviceDescription], memory: HostMemory
 ) -> tuple[DeviceSpec, ...]:
-    """Return the devices that the daemon owns.
+    """Return the devices that the daemon owns; their budgets fit into what `memory` allows.
 
     Raises:
-        ConfigError: a configured device's driver is not installed, or there is no device at all.
+        ConfigError: a configured device's driver is not installed, there is no device at all, or no memory for one.
     """
+    specs, notes = fitted_specs(_wanted(config, registry, found), memory)
+    for note in notes:
+        logger.warning("%s", note)
+    return specs
+
+
+def _wanted(config: Config, registry: PluginRegistry, found: Mapping[str, DeviceDescription]) -> tuple[DeviceSpec, ...]:
     if config.devices:
         return tuple(_configured(settings, registry) for settings in config.devices)
     if not found:
@@ -51,6 +63,7 @@ def _configured(settings: DeviceSettings, registry: PluginRegistry) -> DeviceSpe
         memory_bytes=settings.memory,
         threads=settings.threads or len(settings.cores) or _num_cores(),
         cores=settings.cores,
+        is_locked=settings.lock,
     )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import difflib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,16 +11,21 @@ from teengined.core.device import DeviceSpec
 from teengined.core.errors import DeadlineExceeded, RequestError
 from teengined.core.model import ModelManifest
 from teengined.core.plan import Plan
+from teengined.core.quantities import format_bytes
 from teengined.interfaces.policy import Assignment, PlacementPolicy
 from teengined.interfaces.registry import PluginRegistry
 from teengined.modelpack.store import PackageStore
 from teengined.placement.inputs import PlanningInput
 from teengined.protocol.messages import LoadProgress, PlanModel, Profiles
+from teengined.service.budgets import short_bytes
 from teengined.service.detached_threads import DetachedThreads
+from teengined.service.host import available_memory_bytes
 from teengined.service.profiles import ProfileStore
 from teengined.service.settings import Config
 
 __all__ = ["Planned", "Planner"]
+
+logger = logging.getLogger(__name__)
 
 # Plans take milliseconds; more than this at once are policies that do not return.
 _NUM_THREADS = 4
@@ -48,6 +54,7 @@ class Planner:
     store: PackageStore
     profiles: ProfileStore
     specs: tuple[DeviceSpec, ...]
+    available_bytes: Callable[[], int] = available_memory_bytes
     threads: DetachedThreads = field(default_factory=lambda: DetachedThreads(_NUM_THREADS))
 
     async def plan(self, request: PlanModel, reserved: Mapping[str, int], on_progress: OnProgress) -> Planned:
@@ -62,7 +69,7 @@ class Planner:
         manifest = await asyncio.to_thread(self.store.manifest, request.model)
         devices = self._devices(request)
         profiles = await self.profiles.get(on_progress)
-        planning = self._input(request, manifest, devices, profiles, reserved)
+        planning = self._input(request, manifest, devices, profiles, self._taken(reserved))
         policy = self.registry.placement_policy(request.policy or self.config.planning.policy)
         from teengined.placement.planner import plan  # numpy loads with the first plan, not with the daemon
 
@@ -85,6 +92,13 @@ class Planner:
                 return await self.threads.run(partial(suggestions, planned.planning, planned.policy, planned.plan))
         except TimeoutError:
             return ()
+
+    def _taken(self, reserved: Mapping[str, int]) -> Mapping[str, int]:
+        """Return what cannot be had of each device: other deployments' parts, and what the host does not have now."""
+        short = short_bytes(self.specs, reserved, self.available_bytes())
+        for device_id, num_bytes in short.items():
+            logger.warning("%s: the host lacks %s of its budget now", device_id, format_bytes(num_bytes))
+        return {key: reserved.get(key, 0) + short.get(key, 0) for key in {*reserved, *short}}
 
     def _input(
         self,

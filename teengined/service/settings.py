@@ -263,6 +263,9 @@ class StoreSettings:
     """Model packages on disk."""
 
     dir: str = setting("", "path", "Empty: `models` in the state directory.")
+    paths: tuple[str, ...] = setting(
+        (), "paths", "Directories on more disks: new packages are spread over all, to be read from all at once."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,6 +286,9 @@ class DeviceSettings:
     memory: int = setting(0, "bytes", "Budget for weights, KV, workspace and ring together.", minimum=1)
     threads: int = setting(0, "threads", "For arithmetic; 0: one for each core of `cores`, or of the host.", minimum=0)
     cores: tuple[int, ...] = setting((), "cores", "The worker runs on these only; empty: any.")
+    lock: bool = setting(
+        False, "flag", "Keep weights from being swapped out; needs a limit on locked memory that is as large."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

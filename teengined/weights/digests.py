@@ -20,12 +20,13 @@ class _Hash(Protocol):
 
 
 class DigestCheck:
-    """Remembers what was found right, so that a unit that streams every step is hashed at its first read only."""
+    """Remembers what was found right, so that bytes that stream every step are hashed at their first read only."""
 
     def __init__(self, *, enabled: bool) -> None:
         """Check nothing where not `enabled`."""
         self._enabled = enabled
-        self._checked: set[str] = set()
+        self._checked: set[tuple[str, int, str]] = set()
+        self._suspects: set[str] = set()
 
     def check(self, unit: UnitSpec, memory: memoryview) -> None:
         """Compare all bytes of a unit. From any thread; hashing lets other threads run.
@@ -34,13 +35,18 @@ class DigestCheck:
             PackageCorrupt: they differ; names the unit.
             PackageError: the digest is of an unknown kind.
         """
-        if self._enabled and unit.id not in self._checked:
+        if self.is_due(unit):
             check_pieces(unit, (memory,))
-            self._checked.add(unit.id)
+            self._checked.add(unit.place)
 
     def is_due(self, unit: UnitSpec) -> bool:
-        """Say whether the unit was never compared and should be."""
-        return self._enabled and unit.id not in self._checked
+        """Say whether the unit was never compared, or not since its file was suspect, and should be."""
+        return (self._enabled or unit.file in self._suspects) and unit.place not in self._checked
+
+    def suspect(self, file: str) -> None:
+        """Have every unit of a file compared again at its next read, also where nothing is compared otherwise."""
+        self._suspects.add(file)
+        self._checked = {place for place in self._checked if place[0] != file}
 
 
 def check_pieces(unit: UnitSpec, pieces: Iterable[memoryview]) -> None:

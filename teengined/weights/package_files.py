@@ -4,19 +4,27 @@ The one place here that meets read errors of the operating system; each is told 
 """
 
 import errno
+import logging
 import mmap
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from teengined.core.errors import PackageError
+from teengined.core.errors import DiskFailed, PackageError
 from teengined.core.model import ALIGNMENT_BYTES, UnitSpec
 
 __all__ = ["PackageFile", "PackageFiles"]
 
+logger = logging.getLogger(__name__)
+
 _MEND = "check the disk (`dmesg`), run `teengine verify`, and convert the model again if it fails"
 # An EIO may be a path that fails over or a sector that the device remaps; a second one is a broken disk.
 _READ_ATTEMPTS = 2
+# What a disk, or what stands for one, says when it is it that fails, and not the caller.
+_DISK_ERRORS = frozenset(
+    {errno.EIO, errno.ENXIO, errno.ENODEV, errno.EREMOTEIO, errno.ENODATA, errno.ESTALE, errno.ETIMEDOUT, errno.EUCLEAN}
+)
+_LOOK_AT_DISK = "check the disk (`dmesg`, `teengine doctor`); when it is mended, load the model again"
 
 PositionedRead = Callable[[int, Sequence[memoryview], int], int]
 """As `os.preadv`: file descriptor, buffers, offset -> bytes read."""
@@ -37,7 +45,11 @@ class PackageFile:
             self._cached_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise PackageError(f"cannot open {path.name} of the package: {error.strerror}", hint=_MEND) from error
-        self._identity = _identity(os.fstat(self._cached_fd))
+        status = os.fstat(self._cached_fd)
+        self._identity = _identity(status)
+        self._change_time_ns = status.st_ctime_ns
+        self._num_links = status.st_nlink
+        self._was_read_again = False
         self._direct_fd = self._open_direct() if direct_io else None
         self._drop_cached = direct_io and self._direct_fd is None
 
@@ -76,6 +88,18 @@ class PackageFile:
                 f"{what}: {self._path.name} changed on disk while in use",
                 hint="unload the model, run `teengine verify`, and load it again",
             )
+
+    def take_suspicion(self) -> bool:
+        """Say, once for each cause, whether bytes may not be what they were although size and time are.
+
+        A read that had to be repeated is one; the other is a file whose inode changed while its time stayed, as a copy
+        that keeps times leaves it. Only its removal, which changes the inode too, is none.
+        """
+        status = os.fstat(self._cached_fd)
+        is_changed = status.st_ctime_ns != self._change_time_ns and status.st_nlink == self._num_links
+        self._change_time_ns, self._num_links = status.st_ctime_ns, status.st_nlink
+        is_suspect, self._was_read_again = is_changed or self._was_read_again, False
+        return is_suspect
 
     def close(self) -> None:
         """Close the descriptors. Reads must have ended."""
@@ -121,10 +145,14 @@ class PackageFile:
             try:
                 return self._preadv(fd, [target], offset_bytes)
             except OSError as error:
-                if error.errno == errno.EIO and attempt < _READ_ATTEMPTS:
+                is_disk = error.errno in _DISK_ERRORS
+                if is_disk and attempt < _READ_ATTEMPTS:
+                    logger.warning("%s: read %s at %d again: %s", what, self._path, offset_bytes, error.strerror)
+                    self._was_read_again = True
                     continue
-                raise PackageError(
-                    f"{what}: reading {self._path.name} at {offset_bytes} failed: {error.strerror}", hint=_MEND
+                problem = f"{what}: reading {self._path.name} at {offset_bytes} failed: {error.strerror}"
+                raise (
+                    DiskFailed(problem, hint=_LOOK_AT_DISK) if is_disk else PackageError(problem, hint=_MEND)
                 ) from error
         raise AssertionError("the last attempt returns or raises")
 

@@ -145,6 +145,8 @@ class ReadPool:
             return unit.error
         try:
             unit.file.check_unchanged(f"unit {unit.target.unit.id}")
+            if unit.file.take_suspicion():
+                self._digests.suspect(unit.target.unit.file)
             self._digests.check(unit.target.unit, unit.target.memory)
         except TeengineError as known:
             return _detached(known)

@@ -19,6 +19,7 @@ from teengined.cli.conversion import Conversion, convert_into
 from teengined.cli.invocation import Invocation, Verb
 from teengined.cli.leash import ending_in_order, leash_to_parent
 from teengined.cli.loading import load, progress_step
+from teengined.cli.places import StorePlaces
 from teengined.cli.progress import open_progress
 from teengined.cli.prose import percent, printable
 from teengined.core.model import ModelManifest
@@ -105,7 +106,7 @@ def _package(model: str, place: Path) -> ModelManifest:
     if name not in store.names():
         place.mkdir(parents=True, exist_ok=True)
         conversion = Conversion(reference=model, choices={"name": name})
-        convert_into(store.root, conversion, open_progress())
+        convert_into(StorePlaces(directory=store.root, disks=()), conversion, open_progress())
     return store.manifest(name)
 
 

@@ -17,6 +17,7 @@ from teengined.cli.findings import (
     HostReadings,
     Level,
     device_findings,
+    disk_findings,
     host_findings,
     kernel_finding,
     library_findings,
@@ -153,6 +154,7 @@ def _daemon(invocation: Invocation, memory_bytes: int) -> Iterator[Finding]:
         remedy="" if same else "systemctl restart teengined",
     )
     yield from device_findings(status.devices, memory_bytes)
+    yield from disk_findings(status.disks)
 
 
 def _profiles(invocation: Invocation, refresh: bool) -> Iterator[Finding]:

@@ -1,12 +1,14 @@
 """`teengine status`: the one screen of truth."""
 
 import sys
+import time
 from collections.abc import Iterator
 
 import click
 
 from teengined.cli.invocation import Invocation, Verb
 from teengined.cli.output import Column, OutputFormat, output_options, table_lines, write_json
+from teengined.cli.prose import age
 from teengined.cli.verbs.ps import COLUMNS as MODEL_COLUMNS
 from teengined.core.quantities import format_bytes, format_seconds
 from teengined.protocol.messages import DeviceStatus, Status
@@ -49,6 +51,10 @@ def status_lines(status: Status, colour: bool) -> Iterator[str]:
     )
     yield f"runtime directory {status.runtime_dir}"
     yield f"{_plural(status.num_models, 'package')}, {status.num_running} running, {status.num_queued} queued"
+    for disk in status.disks:
+        if disk.num_failures:
+            when = age(disk.failed_unix_seconds, time.time())
+            yield f"disk {disk.path} failed {_plural(disk.num_failures, 'time')}, last {when}: {disk.problem}"
     yield ""
     yield from table_lines(DEVICE_COLUMNS, status.devices)
     yield ""

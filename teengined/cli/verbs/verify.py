@@ -35,4 +35,4 @@ def command(invocation: Invocation, model: str, store: Path | None) -> None:
         )
     finally:
         progress.close()
-    click.echo(f"{model}: {len(manifest.units)} units, {format_bytes(manifest.size_bytes)}, all as they were written")
+    click.echo(f"{model}: {len(manifest.units)} units, {format_bytes(manifest.stored_bytes)}, all as they were written")

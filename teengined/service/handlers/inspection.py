@@ -39,6 +39,7 @@ async def get_status(context: ServiceContext, _call: Call, _message: wire.GetSta
         num_queued=deployments.num_queued,
         num_models=len(context.store.names()),
         rss_bytes=rss_bytes(),
+        disks=deployments.disks.describe(),
     )
 
 

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teengined.core.quantities import format_bytes, format_seconds, parse_bytes, parse_seconds
+from teengined.core.quantities import (
+    format_bytes,
+    format_count,
+    format_seconds,
+    parse_bytes,
+    parse_count,
+    parse_seconds,
+)
 
 
 @pytest.mark.parametrize(
@@ -74,3 +81,21 @@ def test_size_of_any_length_is_a_number() -> None:
 def test_duration_without_end_is_refused() -> None:
     with pytest.raises(ValueError, match="not a duration"):
         parse_seconds("9" * 400)
+
+
+@pytest.mark.parametrize(("text", "number"), [("1T", 10**12), ("30B", 30 * 10**9), ("1.5m", 1_500_000), (" 7 ", 7)])
+def test_sizes_of_models_are_read(text: str, number: int) -> None:
+    assert parse_count(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "T", "-1B", "1 X", "1e9", "1,5B"])
+def test_what_is_no_size_of_a_model_is_refused_with_the_factors(text: str) -> None:
+    with pytest.raises(ValueError, match="K, M, B, T"):
+        parse_count(text)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0"), (999, "999"), (135_000_000, "135M"), (30_500_000_000, "30.5B"), (10**12, "1T")]
+)
+def test_sizes_of_models_are_written(number: int, text: str) -> None:
+    assert format_count(number) == text

@@ -61,7 +61,8 @@ BENT: list[tuple[str, Callable[[Table], object]]] = [
     (r"head.*size_bytes", change("head", size_bytes=5000)),
     (r"head.*num_parameters", change("head", num_parameters=-1)),
     (r"head.*digest", change("head", digest="md5:123")),
-    (r"expert\.1: overlaps", change("layer.1.expert.1", offset_bytes=8192)),
+    (r"expert\.1: overlaps", change("layer.1.expert.1", offset_bytes=8192, digest=f"blake2b:{1:064}")),
+    (r"expert\.1: overlaps", change("layer.1.expert.1", offset_bytes=8192, size_bytes=8192)),
     (r"head.*dtype", change_tensor("head", 0, dtype="PICKLE")),
     (r"head.*negative", change_tensor("head", 0, shape=[-4, 8])),
     (r"head.*multiple of 64", change_tensor("head", 1, offset_bytes=130)),
@@ -90,6 +91,72 @@ def test_a_bent_manifest_is_refused_with_unit_or_field(
     with pytest.raises(PackageError, match=problem) as refused:
         read_manifest(directory)
     assert refused.value.hint
+
+
+def test_units_of_one_content_may_share_their_place_and_count_once_on_disk(tmp_path: Path) -> None:
+    table = manifest_table()
+    shared = unit(table, "layer.1.expert.0")
+    change("layer.1.expert.1", offset_bytes=shared["offset_bytes"], digest=shared["digest"])(table)
+    read = read_manifest(write_package(tmp_path, table))
+    assert read.stored_bytes == read.size_bytes - shared["size_bytes"]
+
+
+def test_units_with_the_same_tensors_share_one_table_on_disk_and_in_memory(tmp_path: Path) -> None:
+    table = manifest_table(num_experts=2)
+    unit(table, "layer.1.expert.1")["tensors"] = unit(table, "layer.1.expert.0")["tensors"]
+    directory = write_package(tmp_path, table)
+    spelled_out = read_manifest(directory)
+    write_manifest(directory, spelled_out)
+    written = json.loads((directory / "manifest.json").read_text())
+    layouts = [one["layout"] for one in written["units"] if one["kind"] == "expert"]
+    assert layouts[0] == layouts[1]
+    assert len(written["layouts"]) == len(written["units"]) - 1
+    read = read_manifest(directory)
+    assert read == spelled_out
+    one, other = (held.tensors for held in read.units if held.kind == "expert")
+    assert one is other
+
+
+def test_the_first_version_of_the_format_is_still_read(tmp_path: Path) -> None:
+    table = manifest_table()
+    table["schema"] = "teengine.package/v1"
+    assert read_manifest(write_package(tmp_path, table)).units == manifest().units
+
+
+@pytest.mark.parametrize(
+    ("problem", "layouts", "layout"),
+    [
+        ("layouts: expected a list", {}, 0),
+        (r"layouts\[0\]: expected a list", ["x"], 0),
+        (r"layouts\[0\]: expected a table", [[1]], 0),
+        (r"units\[0\]\.layout", [], 0),
+        (r"units\[0\]\.layout", [[]], -1),
+        (r"units\[0\]\.layout", [[]], True),
+        (r"units\[0\]\.layout", [[]], "0"),
+        ("both tensors and a layout", [[]], 0),
+    ],
+)
+def test_a_layout_that_is_none_is_refused(problem: str, layouts: object, layout: object, tmp_path: Path) -> None:
+    table = manifest_table()
+    table["layouts"] = layouts
+    table["units"][0]["layout"] = layout
+    directory = write_package(tmp_path)
+    (directory / "manifest.json").write_text(json.dumps(table))
+    with pytest.raises(PackageError, match=problem):
+        read_manifest(directory)
+
+
+def test_tensors_of_a_shared_table_must_fit_every_unit_that_has_it(tmp_path: Path) -> None:
+    table = manifest_table()
+    first, second = unit(table, "layer.1"), unit(table, "layer.1.expert.0")
+    first["size_bytes"], first["offset_bytes"] = 8192, 4 * 4096
+    wide = [{**first["tensors"][0], "offset_bytes": 4096}]
+    for held in (first, second):
+        del held["tensors"]
+        held["layout"] = 0
+    table["layouts"] = [wide]
+    with pytest.raises(PackageError, match=r"unit 'layer\.1\.expert\.0': its tensors end at 4224, beyond"):
+        read_manifest(write_package(tmp_path, table))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "null", '{"a":' * 100_000])
@@ -144,6 +211,10 @@ def test_a_large_manifest_is_checked_in_reasonable_work() -> None:
 
 
 def test_the_manifest_is_json_that_people_can_read(tmp_path: Path) -> None:
-    text = (write_package(tmp_path) / "manifest.json").read_text()
+    write_package(tmp_path)
     write_manifest(tmp_path / "small", manifest())
-    assert json.loads((tmp_path / "small" / "manifest.json").read_text())["units"] == json.loads(text)["units"]
+    text = (tmp_path / "small" / "manifest.json").read_text()
+    assert len(json.loads(text)["units"]) == len(manifest().units)
+    for unit in manifest().units:
+        (line,) = [line for line in text.splitlines() if f'"id": "{unit.id}",' in line]
+        assert unit.file in line

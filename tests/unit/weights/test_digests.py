@@ -40,6 +40,30 @@ def test_nothing_is_compared_where_it_is_not_wanted(unit_and_content):
     DigestCheck(enabled=False).check(unit, memoryview(content))
 
 
+def test_units_that_share_their_bytes_are_compared_once(unit_and_content):
+    unit, content = unit_and_content
+    check = DigestCheck(enabled=True)
+    check.check(unit, memoryview(content))
+
+    assert not check.is_due(dataclasses.replace(unit, id="layer.7", layer=7))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_unit_of_a_suspect_file_is_compared_again_once(unit_and_content, enabled):
+    unit, content = unit_and_content
+    check = DigestCheck(enabled=enabled)
+    check.check(unit, memoryview(content))
+    content[100] ^= 1
+
+    check.suspect(unit.file)
+
+    with pytest.raises(PackageCorrupt):
+        check.check(unit, memoryview(content))
+    content[100] ^= 1
+    check.check(unit, memoryview(content))
+    assert not check.is_due(unit)
+
+
 def test_pieces_are_compared_as_the_whole(unit_and_content):
     unit, content = unit_and_content
     memory = memoryview(content)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from teengined.core.errors import PackageError
+from teengined.core.errors import DiskFailed, PackageError
 from teengined.weights.package_files import PackageFile, PackageFiles
 from tests.fakes.package_builder import build_package
 
@@ -77,7 +77,7 @@ def test_one_read_error_is_tried_again(path):
 def test_a_second_read_error_is_told_with_the_unit_and_the_cause(path):
     file = PackageFile(path, direct_io=True, preadv=FlakyRead(failures=2))
 
-    with pytest.raises(PackageError, match=r"unit x: .*units\.bin.*Input/output error") as caught:
+    with pytest.raises(DiskFailed, match=r"unit x: .*units\.bin.*Input/output error") as caught:
         file.read(0, aligned(4096), "unit x")
 
     assert isinstance(caught.value.__cause__, OSError)
@@ -88,9 +88,10 @@ def test_other_read_errors_are_not_tried_again(path):
     flaky = FlakyRead(failures=1, number=errno.EBADF)
     file = PackageFile(path, direct_io=True, preadv=flaky)
 
-    with pytest.raises(PackageError):
+    with pytest.raises(PackageError) as caught:
         file.read(0, aligned(4096), "unit x")
 
+    assert type(caught.value) is PackageError
     assert flaky.calls == 1
     file.close()
 
@@ -169,3 +170,44 @@ def test_closing_gives_every_descriptor_back(tmp_path):
     files.close()
 
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_read_that_had_to_be_repeated_makes_the_file_suspect_once(path):
+    file = PackageFile(path, direct_io=True, preadv=FlakyRead(failures=1))
+    assert not file.take_suspicion()
+
+    file.read(0, aligned(4096), "unit x")
+
+    assert file.take_suspicion()
+    assert not file.take_suspicion()
+    file.close()
+
+
+def test_a_file_rewritten_under_its_old_time_is_suspect(path):
+    before = path.stat()
+    file = PackageFile(path, direct_io=True)
+    wait_for_another_time(path)
+    path.write_bytes(CONTENT[::-1])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    file.check_unchanged("unit x")
+    assert file.take_suspicion()
+    file.close()
+
+
+def test_a_file_that_was_removed_is_not_suspect(path):
+    file = PackageFile(path, direct_io=True)
+    wait_for_another_time(path)
+    path.unlink()
+
+    assert not file.take_suspicion()
+    file.close()
+
+
+def wait_for_another_time(path):
+    """Return when a change of the file would carry another time than its last: the kernel's clock has a step."""
+    probe = path.with_name("probe")
+    while True:
+        probe.touch()
+        if probe.stat().st_ctime_ns > path.stat().st_ctime_ns:
+            return

@@ -1,3 +1,4 @@
+import os
 import threading
 
 import pytest
@@ -110,3 +111,22 @@ def test_an_unexpected_failure_in_a_thread_reaches_the_reader(pool, package):
 
     assert done.wait(10)
     assert isinstance(read.error, InternalError)
+
+
+def test_a_file_altered_under_its_old_time_is_found_by_its_digests_at_the_next_read(pool, package):
+    read_units(pool, package, "layer.0")
+    path, unit = package.path_of("layer.0"), package.unit("layer.0")
+    before = path.stat()
+    while path.stat().st_ctime_ns == before.st_ctime_ns:
+        with path.open("r+b") as file:
+            file.seek(unit.offset_bytes + 5)
+            file.write(bytes([path.read_bytes()[unit.offset_bytes + 5] ^ 1]))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with path.open("r+b") as file:
+        file.seek(unit.offset_bytes)
+        file.write(b"x" * 64)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    read, _ = read_units(pool, package, "layer.0")
+
+    assert isinstance(read.error, PackageCorrupt)
