@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from teengined.placement.routes import Route, Router, order_route
-from teengined.placement.table import FloatArray
+from teengined.placement.residency import FloatArray
 
 __all__ = ["best_order", "order_router"]
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from teengined.placement.residency import (
+    ExpertSizes,
     StageSizes,
     choose_resident,
     least_bytes,
-    most_bytes,
+    most_saved,
     ring_bytes,
     spread,
 )
@@ -18,7 +19,12 @@ from teengined.placement.residency import (
 
 def stage_of(groups: list[int]) -> StageSizes:
     sizes = tuple(sorted(set(groups), reverse=True))
-    return StageSizes(sizes=sizes, counts=tuple(np.asarray(groups.count(size)) for size in sizes))
+    nothing = np.asarray(0)
+    return StageSizes(
+        sizes=sizes,
+        counts=tuple(np.asarray(groups.count(size)) for size in sizes),
+        experts=ExpertSizes(total_bytes=nothing, least_bytes=nothing, share=1.0),
+    )
 
 
 def best_by_enumeration(groups: list[int], available: int, ring_slots: int, limit: int | None) -> int:
@@ -77,7 +83,7 @@ def test_most_bytes_is_never_below_the_choice_even_where_that_is_not_exact(num_s
     for available in range(0, sum(groups), 11):
         room = np.asarray(available)
         kept = int(choose_resident(stage, room, ring_slots=3).resident_bytes)
-        assert kept <= int(most_bytes(stage, room, ring_slots=3)) <= available or kept == -1
+        assert kept <= int(most_saved(stage, room, ring_slots=3)) <= available or kept == -1
 
 
 def test_many_sizes_are_chosen_greedily_and_said_to_be_inexact() -> None:
