@@ -71,6 +71,11 @@ class StageExperts:
     """Expected share of these that are cached: before anything is measured, the share of all that is."""
 
     @property
+    def missed_bytes_per_token(self) -> int:
+        """Of the bytes of a token's experts, those that are expected not to be cached."""
+        return round((1 - self.hit_rate) * self.bytes_per_token)
+
+    @property
     def cache_bytes(self) -> int:
         """What the slots take of the device's budget."""
         return sum(cache.num_slots * cache.slot_bytes for cache in self.caches)

@@ -1,10 +1,10 @@
 """Which groups of a stage stay on the device: the most bytes that fit beside the ring for the rest.
 
 Every resident byte of a dense group saves the same time, so only the number of bytes counts. A cached byte of routed
-experts saves only the share of it that a token asks for, so dense groups go first, and the cache gets what they leave;
-a larger ring is then worth its bytes only if they are not worth more as cache. Groups of one size are exchangeable, so a
-stage is described by how many groups it has of each size, and the answer by how many of those are resident. One
-function answers for one stage and for a whole array of stages; all arrays broadcast against each other.
+experts saves only the share of it that a token asks for, so dense groups go first, and the cache gets what they leave.
+Groups of one size are exchangeable, so a stage is described by how many groups it has of each size, and the answer by
+how many of those are resident. One function answers for one stage and for a whole array of stages; all arrays broadcast
+against each other.
 """
 
 import itertools
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "IntArray",
     "ExpertSizes",
+    "IntArray",
     "Residency",
     "StageSizes",
     "choose_resident",

@@ -260,7 +260,7 @@ def _finish(model: CostModel, draft: _Draft) -> Stage:
         workspace_bytes=model.workspace_bytes(device, has_head=has_head),
         transport="" if draft.next_device is None else model.link(device, draft.next_device).transport,
         cost=_cost(model, draft),
-        streamed_bytes=draft.bytes_in(Tier.HOST, Tier.DISK) + _missed_bytes(experts),
+        streamed_bytes=draft.bytes_in(Tier.HOST, Tier.DISK) + (experts.missed_bytes_per_token if experts else 0),
         experts=experts,
     )
 
@@ -284,11 +284,6 @@ def _caches(model: CostModel, draft: _Draft) -> tuple[ExpertCache, ...]:
         return caches
     behind = cut_slots(classes, draft.host_bytes)
     return tuple(replace(cache, num_host_slots=b.num_slots) for cache, b in zip(caches, behind, strict=True))
-
-
-def _missed_bytes(experts: StageExperts | None) -> int:
-    """Return the bytes of experts that a token is expected to ask for in vain."""
-    return 0 if experts is None else round((1 - experts.hit_rate) * experts.bytes_per_token)
 
 
 def _expert_memory_bytes(model: CostModel, draft: _Draft) -> int:

@@ -55,7 +55,8 @@ class EvictionPolicy(ABC):
         """Return a policy that knows what this one knows, and holds other keys."""
 
     def next_request(self) -> None:
-        """Let time pass: a layer asks for its experts."""
+        """Let time pass: a layer asks for its experts. Nothing, where a policy knows no time."""
+        return
 
 
 class LruPolicy(EvictionPolicy):
@@ -94,7 +95,7 @@ class LruPolicy(EvictionPolicy):
 
 
 class _Frequencies:
-    """How often each key was asked for, of late. Later accesses weigh more, which is the same as earlier ones fading."""
+    """How often each key was asked for, of late. Later accesses weigh more, which is as if earlier ones faded."""
 
     def __init__(self, half_life: float) -> None:
         self._growth = 2.0 ** (1.0 / half_life)

@@ -25,8 +25,8 @@ class UnitGroup:
 def group_units(manifest: ModelManifest, stage: Stage) -> tuple[UnitGroup, ...]:
     """Return the groups of `stage` in order of execution: one for each layer, and one for the head where it has it.
 
-    Routed experts that come when they are asked for are in no group. The head's group also holds the embedding unit where the head shares the embedding's weight. The embedding as
-    such is no group: it is looked up by rows.
+    Routed experts that come when they are asked for are in no group. The head's group also holds the embedding unit
+    where the head shares the embedding's weight. The embedding as such is no group: it is looked up by rows.
 
     Raises:
         PackageError: the plan was made for another package (a unit of the stage has no place in it).
