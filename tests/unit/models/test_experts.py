@@ -35,9 +35,7 @@ def experts_of(dtype: torch.dtype) -> dict[int, BoundExpert]:
         return {"data": torch.randn(rows, columns, generator=generator).to(dtype)}
 
     return {
-        expert: BoundExpert(
-            strategy, {"gate_up_proj": matrix(2 * INNER, WIDTH), "down_proj": matrix(WIDTH, INNER)}
-        )
+        expert: BoundExpert(strategy, {"gate_up_proj": matrix(2 * INNER, WIDTH), "down_proj": matrix(WIDTH, INNER)})
         for expert in range(NUM_EXPERTS)
     }
 
