@@ -1,7 +1,7 @@
 """Which module takes which stored parameter, worked out once, so that binding a streamed unit is a few assignments."""
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from teengined.models.linear import StrategyLinear
 __all__ = ["Binder", "FetchUnits", "UnitTensors"]
 
 UnitTensors = Mapping[str, Mapping[str, torch.Tensor]]
-FetchUnits = Callable[[Sequence[int], bool], Iterator[tuple[int, UnitTensors]]]
+FetchUnits = Callable[[Sequence[int], bool], Generator[tuple[int, UnitTensors]]]
 """As `FetchExperts`, with tensors as they are stored."""
 _Target = Callable[[Mapping[str, torch.Tensor]], None]
 
@@ -75,7 +75,7 @@ class Binder:
 
         def bound(experts: Sequence[int], in_order: bool) -> Generator[tuple[int, BoundExpert]]:
             fetched = fetch(experts, in_order)
-            with contextlib.closing(fetched):  # type: ignore[type-var]
+            with contextlib.closing(fetched):
                 for expert, tensors in fetched:
                     short = {name.rpartition(".")[2]: parts for name, parts in tensors.items()}
                     yield expert, BoundExpert(strategies[expert], short)

@@ -6,7 +6,7 @@ Shape suffixes: T tokens, D model width, K experts asked per token, R rows of on
 """
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,7 @@ _MOST_KEPT_ROWS = 1024
 
 Parts = Mapping[str, torch.Tensor]
 
-FetchExperts = Callable[[Sequence[int], bool], Iterator[tuple[int, "BoundExpert"]]]
+FetchExperts = Callable[[Sequence[int], bool], Generator[tuple[int, "BoundExpert"]]]
 """(experts, ascending; whether they must come in that order) -> each with its weights, valid until the next."""
 
 
@@ -65,7 +65,7 @@ class ExpertTable:
         """Whether experts come when they are asked for, so that the order in which they do matters."""
         return self._fetch is not None
 
-    def each(self, experts: Sequence[int], *, in_order: bool) -> Iterator[tuple[int, BoundExpert]]:
+    def each(self, experts: Sequence[int], *, in_order: bool) -> Generator[tuple[int, BoundExpert]]:
         """Yield the experts, ascending where `in_order`; one at a time is valid. To be closed by who asks."""
         if self._fetch is not None:
             return self._fetch(experts, in_order)
@@ -133,7 +133,7 @@ def run_experts(
     keeps = table.is_fetched and top_k_index.numel() <= _MOST_KEPT_ROWS
     total = _Sum(hidden_states, routing, keeps=keeps)
     weights = top_k_weights.flatten()
-    with contextlib.closing(table.each(routing.experts, in_order=not keeps)) as experts:  # type: ignore[type-var]
+    with contextlib.closing(table.each(routing.experts, in_order=not keeps)) as experts:
         for expert, bound in experts:
             choices_R = routing.choices_R[expert]
             x_RD = hidden_states[choices_R.div(top_k_index.shape[1], rounding_mode="floor")]

@@ -11,7 +11,7 @@ Shape suffixes: T tokens of the batch, D model width, W wanted rows, V vocabular
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -47,7 +47,9 @@ class GroupedWeights(Protocol):
         """Make the first group the next one, after a step that ended early."""
         ...
 
-    def fetch_experts(self, layer: int, experts: Sequence[int], *, in_order: bool) -> Iterator[tuple[int, UnitTensors]]:
+    def fetch_experts(
+        self, layer: int, experts: Sequence[int], *, in_order: bool
+    ) -> Generator[tuple[int, UnitTensors]]:
         """Yield routed experts that are in no group, each valid until the next is asked for."""
         ...
 
@@ -209,7 +211,7 @@ class StageModel:
             if layer in layers:
                 self._binder.fetch_experts(layers[layer], partial(self._fetch_experts, layer))
 
-    def _fetch_experts(self, layer: int, experts: Sequence[int], in_order: bool) -> Iterator[tuple[int, UnitTensors]]:
+    def _fetch_experts(self, layer: int, experts: Sequence[int], in_order: bool) -> Generator[tuple[int, UnitTensors]]:
         return self._weights.fetch_experts(layer, experts, in_order=in_order)
 
     def _cut_embedding(self) -> None:

@@ -140,7 +140,7 @@ class _Either:
 
     __slots__ = ("_first", "_second")
 
-    def __init__(self, first: Container[ExpertKey], second: Container[ExpertKey]) -> None:
+    def __init__(self, first: Container[object], second: Container[object]) -> None:
         self._first = first
         self._second = second
 

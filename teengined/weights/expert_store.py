@@ -8,7 +8,7 @@ Nothing about the order depends on how fast reads arrive, so neither do bytes mo
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 from teengined.core.errors import InternalError
@@ -76,7 +76,7 @@ class ExpertStore:
             raise
         self._part_of_size = {size: self._smallest_for(size) for size in {unit.size_bytes for unit in units.values()}}
 
-    def fetch(self, layer: int, experts: Sequence[int], *, in_order: bool) -> Iterator[tuple[int, UnitTensors]]:
+    def fetch(self, layer: int, experts: Sequence[int], *, in_order: bool) -> Generator[tuple[int, UnitTensors]]:
         """Yield each expert with its tensors, which are valid until the next is asked for. Close what is not run out.
 
         Args:

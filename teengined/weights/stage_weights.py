@@ -1,6 +1,6 @@
 """The front door: the weights of one stage on one device, what stays, what streams, and rows of the embedding."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -136,7 +136,9 @@ class StageWeights:
             raise InternalError(f"{parameter} is no embedding parameter of this stage")
         return self._rows[stored].rows(stored, ids)
 
-    def fetch_experts(self, layer: int, experts: Sequence[int], *, in_order: bool) -> Iterator[tuple[int, UnitTensors]]:
+    def fetch_experts(
+        self, layer: int, experts: Sequence[int], *, in_order: bool
+    ) -> Generator[tuple[int, UnitTensors]]:
         """Yield routed experts of a layer one by one with their tensors, as `ExpertStore.fetch`."""
         if self._store is None:
             raise InternalError("the weights are not open, or hold every expert")

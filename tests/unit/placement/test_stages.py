@@ -185,7 +185,9 @@ def test_a_budget_below_two_experts_is_refused_with_the_smallest_that_works() ->
     model = with_experts()
     with pytest.raises(DoesNotFit, match="only 2 experts are cached") as caught:
         plan(planning(model, [spec(0, 2)]), Optimal())
-    least = int(re.search(r"(\d+) bytes\) on cpu:0", caught.value.message).group(1))
+    told = re.search(r"(\d+) bytes\) on cpu:0", caught.value.message)
+    assert told is not None
+    least = int(told.group(1))
 
     def fits(num_bytes: int) -> bool:
         device = replace(spec(0, 0), memory_bytes=num_bytes)

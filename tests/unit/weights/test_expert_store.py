@@ -119,7 +119,9 @@ def test_reads_of_one_request_are_under_way_together(package):
     weights = open_weights(package, cpu_device(), num_slots=6)
     gate = threading.Event()
     started = []
-    original = weights._reads._pool.submit
+    pool = weights._pool
+    assert pool is not None
+    original = pool.submit
 
     def submit(read):
         started.append(read)
@@ -127,7 +129,7 @@ def test_reads_of_one_request_are_under_way_together(package):
             gate.set()
         original(read)
 
-    weights._reads._pool.submit = submit
+    pool.submit = submit
     with contextlib.closing(weights.fetch_experts(0, [0, 1, 2, 3], in_order=True)) as fetched:
         next(fetched)
         assert gate.is_set()
@@ -264,7 +266,8 @@ def test_experts_of_several_sizes_each_have_their_slots(own_package, device):
 
 def test_closing_wakes_who_waits_for_an_expert(package):
     weights = open_weights(package, cpu_device())
-    weights._reads._pool.submit = lambda read: read.expect(len(read.targets))
+    assert weights._pool is not None
+    weights._pool.submit = lambda read: read.expect(len(read.targets))
     closer = threading.Timer(0.1, weights.close)
     closer.start()
 
