@@ -45,6 +45,7 @@ class PipelineOptions:
     kv_dtype: str = "auto"
     numerics: str = "default"
     max_step_tokens: int = 512
+    expert_policy: str = "auto"
 
 
 class LocalPipeline:
@@ -187,6 +188,7 @@ class LocalPipeline:
             block_tokens=self._options.block_tokens,
             kv_dtype=self._options.kv_dtype,
             numerics=self._options.numerics,
+            expert_policy=self._options.expert_policy,
         )
 
     def _submit(self, order: RunStep | CloseStage) -> None:

@@ -1,4 +1,7 @@
-"""Parity of tiny random models: every architecture that the generic path claims, in one stage and in three."""
+"""Parity of tiny random models: every architecture that the generic path claims, in one stage and in three.
+
+Where a model routes to experts, once more with fewer of them cached than a step asks for.
+"""
 
 import contextlib
 import time
@@ -27,7 +30,7 @@ _OPTIONS = PipelineOptions(direct_io=False)
 
 
 def architecture_rows(scratch: Path) -> Iterator[ParityRow]:
-    """Yield two rows for each architecture: one resident stage, and a stage a layer with everything streamed."""
+    """Yield the rows of each architecture: one resident stage, a stage a layer with everything streamed, and so on."""
     for architecture in TINY_ARCHITECTURES:
         yield from compare_architecture(architecture, scratch / architecture)
 
@@ -41,11 +44,14 @@ def compare_architecture(architecture: str, scratch: Path) -> Iterator[ParityRow
     reference_model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     prompts = _prompts(reference_model.config.vocab_size)
     reference = [_generate(reference_model, prompt) for prompt in prompts]
-    num_layers = read_manifest(package_dir).num_layers
-    placements = {
+    manifest = read_manifest(package_dir)
+    num_layers = manifest.num_layers
+    placements: dict[str, tuple[tuple[int, ...], float | None]] = {
         "one stage, resident": ((num_layers,), None),
         "a stage a layer, streamed": ((1,) * num_layers, 0.0),
     }
+    if manifest.num_experts:
+        placements["one stage, half of the bytes, experts cached"] = ((num_layers,), 0.5)
     for name, (cut, resident) in placements.items():
         yield compare(architecture, name, _ours(package_dir, cut, resident, prompts), reference)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["Objective", "Plan", "Stage", "StageCost", "Tier", "UnitPlacement"]
+__all__ = ["ExpertCache", "Objective", "Plan", "Stage", "StageCost", "StageExperts", "Tier", "UnitPlacement"]
 
 
 class Tier(StrEnum):
@@ -46,6 +46,42 @@ class StageCost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertCache:
+    """Slots that routed experts of about one size share; any expert of the stage's layers may lie in any slot."""
+
+    slot_bytes: int
+    num_slots: int
+    num_experts: int
+    """That want a slot."""
+    num_host_slots: int = 0
+    """More slots in host memory, behind those of a device that has memory of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageExperts:
+    """Routed experts of a stage that do not all fit: they come one by one when they are asked for."""
+
+    caches: tuple[ExpertCache, ...]
+    """One for each size of experts, largest first."""
+    num_bytes: int
+    """Of all routed experts of the stage."""
+    bytes_per_token: int
+    """Of the experts that a token goes to."""
+    hit_rate: float
+    """Expected share of these that are cached: before anything is measured, the share of all that is."""
+
+    @property
+    def missed_bytes_per_token(self) -> int:
+        """Of the bytes of a token's experts, those that are expected not to be cached."""
+        return round((1 - self.hit_rate) * self.bytes_per_token)
+
+    @property
+    def cache_bytes(self) -> int:
+        """What the slots take of the device's budget."""
+        return sum(cache.num_slots * cache.slot_bytes for cache in self.caches)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """Contiguous layers `[layer_start, layer_end)` on one device."""
 
@@ -67,12 +103,16 @@ class Stage:
     """Transport to the next stage; empty on the last."""
     cost: StageCost
     streamed_bytes: int = 0
-    """Bytes of layers and head that pass through the ring for every token (or step)."""
+    """Bytes of layers and head that pass through the ring for every token (or step), and of routed experts that a
+    token is expected to ask for and not to find cached."""
+    experts: StageExperts | None = None
+    """None where the stage has no routed experts, or all of them are resident."""
 
     @property
     def total_bytes(self) -> int:
         """What the stage takes of its device's budget."""
-        return self.resident_bytes + self.ring_bytes + self.kv_bytes + self.workspace_bytes
+        cache_bytes = 0 if self.experts is None else self.experts.cache_bytes
+        return self.resident_bytes + self.ring_bytes + cache_bytes + self.kv_bytes + self.workspace_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from teengined.models.kv import KVPool, PoolShape
 from teengined.models.skeleton import TORCH_DTYPES, Skeleton, SkeletonOptions, build_skeleton, num_kv_heads, read_config
 from teengined.models.stage_model import Head, StageModel
 from teengined.native.library import kernel_library
-from teengined.protocol.worker_messages import OpenStage, RunStep, StepDone
+from teengined.protocol.worker_messages import ExpertCounts, OpenStage, RunStep, StepDone
 from teengined.weights.options import StreamOptions
 from teengined.weights.stage_weights import StageWeights
 from teengined.weights.statistics import StreamStatistics
@@ -128,6 +128,7 @@ class OpenedStage:
                 ring_slots=order.ring_slots,
                 direct_io=order.direct_io,
                 verify=order.verify,
+                expert_policy=order.expert_policy,
                 timeout_seconds=order.timeout_seconds,
             ),
         )
@@ -163,7 +164,10 @@ class OpenedStage:
         )
 
     def _read_every_group(self, weights: StageWeights) -> None:
-        """Go round the ring once: a unit is checked when it is first read, and a damaged one must refuse the load."""
+        """Go round the ring once: a unit is checked when it is first read, and a damaged one must refuse the load.
+
+        Routed experts are left to the first step that asks for them: there may be more than a load has time to read.
+        """
         for group in weights.groups:
             weights.acquire(group.index)
             weights.release(group.index)
@@ -266,4 +270,20 @@ class OpenedStage:
             read_seconds=self._told.read_seconds - told.read_seconds,
             prompt_logprobs=answers.prompt_logprobs,
             vectors=answers.vectors,
+            experts=self._expert_counts(),
+        )
+
+    def _expert_counts(self) -> ExpertCounts | None:
+        """Add up what the caches of all sizes did; the largest experts' has the say on the policy's name."""
+        assert self._weights is not None
+        reports = self._weights.expert_reports
+        if not reports:
+            return None
+        return ExpertCounts(
+            policy=reports[0].policy,
+            num_asked=sum(report.num_accesses for report in reports),
+            num_hits=sum(report.num_hits for report in reports),
+            num_best_hits=sum(report.num_best_hits for report in reports),
+            num_simulated_hits=sum(report.num_simulated_hits for report in reports),
+            read_bytes=self._told.expert_bytes,
         )

@@ -1,6 +1,7 @@
 """Which module takes which stored parameter, worked out once, so that binding a streamed unit is a few assignments."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,12 +10,14 @@ from torch import nn
 from teengined.core.errors import PackageError
 from teengined.core.model import ModelManifest, UnitSpec
 from teengined.interfaces.precision import PrecisionStrategy
-from teengined.models.experts import ExpertTable
+from teengined.models.experts import BoundExpert, ExpertTable
 from teengined.models.linear import StrategyLinear
 
-__all__ = ["Binder", "UnitTensors"]
+__all__ = ["Binder", "FetchUnits", "UnitTensors"]
 
 UnitTensors = Mapping[str, Mapping[str, torch.Tensor]]
+FetchUnits = Callable[[Sequence[int], bool], Generator[tuple[int, UnitTensors]]]
+"""As `FetchExperts`, with tensors as they are stored."""
 _Target = Callable[[Mapping[str, torch.Tensor]], None]
 
 
@@ -61,6 +64,33 @@ class Binder:
             assign(tensors[parameter])
         bound.last = tensors
 
+    def fetch_experts(self, units: Mapping[int, UnitSpec], fetch: FetchUnits) -> None:
+        """Have the experts of a layer, `units` by index, come through `fetch` when the layer asks for them.
+
+        Raises:
+            PackageError: the units belong to no module that routes to experts.
+        """
+        strategies = {expert: self._precisions[unit.precision] for expert, unit in units.items()}
+        table = self._expert_table(next(iter(units.values())))
+
+        def bound(experts: Sequence[int], in_order: bool) -> Generator[tuple[int, BoundExpert]]:
+            fetched = fetch(experts, in_order)
+            with contextlib.closing(fetched):
+                for expert, tensors in fetched:
+                    short = {name.rpartition(".")[2]: parts for name, parts in tensors.items()}
+                    yield expert, BoundExpert(strategies[expert], short)
+
+        table.fetch_with(bound)
+
+    def _expert_table(self, unit: UnitSpec) -> ExpertTable:
+        path = unit.tensors[0].parameter.rpartition(".")[0]
+        try:
+            table = self._model.get_submodule(path).expert_table
+        except AttributeError as error:
+            raise PackageError(f"unit {unit.id} has no place in {type(self._model).__name__}") from error
+        assert isinstance(table, ExpertTable)
+        return table
+
     def _targets(self, unit: UnitSpec) -> list[tuple[str, _Target]]:
         strategy = self._precisions[unit.precision]
         if unit.expert is not None:
@@ -98,9 +128,7 @@ class Binder:
         """Return one target that takes the whole expert; it is keyed by the first parameter and fed by `bind`."""
         collected: dict[str, Mapping[str, torch.Tensor]] = {}
         names = list(dict.fromkeys(tensor.parameter for tensor in unit.tensors))
-        module = self._model.get_submodule(names[0].rpartition(".")[0])
-        table = module.expert_table
-        assert isinstance(table, ExpertTable)
+        table = self._expert_table(unit)
 
         def collector(name: str) -> _Target:
             short = name.rpartition(".")[2]

@@ -11,14 +11,15 @@ Shape suffixes: T tokens of the batch, D model width, W wanted rows, V vocabular
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from teengined.core.errors import UnsupportedArchitecture
-from teengined.core.model import ModelManifest, UnitKind
+from teengined.core.model import ModelManifest, UnitKind, UnitSpec
 from teengined.core.plan import Stage
 from teengined.interfaces.precision import PrecisionStrategy
 from teengined.models.batch import StepBatch
@@ -45,6 +46,12 @@ class GroupedWeights(Protocol):
 
     def rewind(self) -> None:
         """Make the first group the next one, after a step that ended early."""
+        ...
+
+    def fetch_experts(
+        self, layer: int, experts: Sequence[int], *, in_order: bool
+    ) -> Generator[tuple[int, UnitTensors]]:
+        """Yield routed experts that are in no group, each valid until the next is asked for."""
         ...
 
     def embedding_rows(self, parameter: str, ids: torch.Tensor) -> Mapping[str, torch.Tensor]:
@@ -105,7 +112,9 @@ class StageModel:
         self._binder = Binder(skeleton.model, manifest, precisions, self.compute_dtype)
         self._incoming_1TD: torch.Tensor | None = None
         self._outgoing_1TD: torch.Tensor | None = None
+        self._bound: dict[int, Mapping[str, UnitTensors]] = {}
         self._cut_layers()
+        self._cut_experts()
         self._cut_embedding()
         self._cut_head()
 
@@ -190,8 +199,27 @@ class StageModel:
         return forward
 
     def _acquire(self, group_index: int) -> None:
-        for unit_id, tensors in self._weights.acquire(group_index).items():
+        acquired = self._weights.acquire(group_index)
+        if self._bound.get(group_index) is acquired:
+            return  # Resident: a layer may have hundreds of experts, and none of them moved.
+        for unit_id, tensors in acquired.items():
             self._binder.bind(unit_id, tensors)
+        self._bound[group_index] = acquired
+
+    def _cut_experts(self) -> None:
+        """Have routed experts fetched where the plan keeps a cache of them."""
+        if self._stage.experts is None:
+            return
+        layers: dict[int, dict[int, UnitSpec]] = {}
+        for unit in self._manifest.units:
+            if unit.layer is not None and unit.expert is not None:
+                layers.setdefault(unit.layer, {})[unit.expert] = unit
+        for layer in range(self._stage.layer_start, self._stage.layer_end):
+            if layer in layers:
+                self._binder.fetch_experts(layers[layer], partial(self._fetch_experts, layer))
+
+    def _fetch_experts(self, layer: int, experts: Sequence[int], in_order: bool) -> Generator[tuple[int, UnitTensors]]:
+        return self._weights.fetch_experts(layer, experts, in_order=in_order)
 
     def _cut_embedding(self) -> None:
         embedding = next(unit for unit in self._manifest.units if unit.kind is UnitKind.EMBEDDING)

@@ -14,8 +14,9 @@ from collections.abc import Callable
 import numpy as np
 
 from teengined.core.plan import Objective
+from teengined.placement.residency import FloatArray
 from teengined.placement.solver import Instance
-from teengined.placement.table import FloatArray, interval_sums
+from teengined.placement.table import interval_sums
 
 __all__ = ["latency_bound", "lower_bound", "period_bound"]
 

@@ -33,6 +33,7 @@ def explain(plan: Plan, *, model_bytes: int, suggestions: Sequence[str] = ()) ->
         f"memory in all, for {plan.num_slots} x {plan.context_tokens} tokens",
         "",
         *_table([_HEADERS, *(_row(stage) for stage in plan.stages)]),
+        *(_experts(stage) for stage in plan.stages if stage.experts is not None),
         "",
         *_speed(plan),
         _certainty(plan),
@@ -57,6 +58,20 @@ def _row(stage: Stage) -> tuple[str, ...]:
         format_seconds(stage.cost.disk_seconds) if stage.cost.disk_seconds else "-",
         stage.cost.binding,
         format_seconds(stage.cost.seconds),
+    )
+
+
+def _experts(stage: Stage) -> str:
+    experts = stage.experts
+    assert experts is not None, "asked for stages that cache experts only"
+    num_slots = sum(cache.num_slots for cache in experts.caches)
+    num_experts = sum(cache.num_experts for cache in experts.caches)
+    num_behind = sum(cache.num_host_slots for cache in experts.caches)
+    behind = f" ({num_behind} more in host memory)" if num_behind else ""
+    return (
+        f"experts on {stage.device_id}: cache of {num_slots} of {num_experts}{behind}, "
+        f"{format_bytes(experts.cache_bytes)}; expected hit rate {experts.hit_rate:.0%}, so that a token is expected "
+        f"to read {format_bytes(experts.missed_bytes_per_token)} of its {format_bytes(experts.bytes_per_token)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Units that are bound and streamed together: a layer with its experts, the head with what it shares."""
+"""Units that are bound together: a layer with its experts, the head with what it shares."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,13 +12,23 @@ __all__ = ["Group", "ModelGroups", "group_units"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Units with one tier between them. Parameters are counted by precision, because the cost follows it."""
+    """A layer or the head. Its dense units have one tier between them; its routed experts share the stage's caches.
 
-    units: tuple[UnitSpec, ...]
-    size_bytes: int
+    Parameters are counted by precision, because the cost follows it.
+    """
+
+    dense: tuple[UnitSpec, ...]
+    experts: tuple[UnitSpec, ...]
+    dense_bytes: int
+    expert_bytes: int
     dense_parameters: Mapping[str, int]
     expert_parameters: Mapping[str, int]
     """Of all experts; a token computes only some of them."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all units."""
+        return self.dense_bytes + self.expert_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +79,15 @@ def _dense_first(unit: UnitSpec) -> int:
 
 def _group(units: Iterable[UnitSpec]) -> Group:
     members = tuple(units)
+    dense = tuple(unit for unit in members if unit.kind is not UnitKind.EXPERT)
+    experts = tuple(unit for unit in members if unit.kind is UnitKind.EXPERT)
     return Group(
-        units=members,
-        size_bytes=sum(unit.size_bytes for unit in members),
-        dense_parameters=_count(unit for unit in members if unit.kind is not UnitKind.EXPERT),
-        expert_parameters=_count(unit for unit in members if unit.kind is UnitKind.EXPERT),
+        dense=dense,
+        experts=experts,
+        dense_bytes=sum(unit.size_bytes for unit in dense),
+        expert_bytes=sum(unit.size_bytes for unit in experts),
+        dense_parameters=_count(dense),
+        expert_parameters=_count(experts),
     )
 
 

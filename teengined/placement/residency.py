@@ -1,8 +1,10 @@
 """Which groups of a stage stay on the device: the most bytes that fit beside the ring for the rest.
 
-Every resident byte saves the same time, so only the number of bytes counts. Groups of one size are exchangeable, so a
-stage is described by how many groups it has of each size, and the answer by how many of those are resident. One
-function answers for one stage and for a whole array of stages; all arrays broadcast against each other.
+Every resident byte of a dense group saves the same time, so only the number of bytes counts. A cached byte of routed
+experts saves only the share of it that a token asks for, so dense groups go first, and the cache gets what they leave.
+Groups of one size are exchangeable, so a stage is described by how many groups it has of each size, and the answer by
+how many of those are resident. One function answers for one stage and for a whole array of stages; all arrays broadcast
+against each other.
 """
 
 import itertools
@@ -14,17 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "ExpertSizes",
     "IntArray",
     "Residency",
     "StageSizes",
     "choose_resident",
     "least_bytes",
-    "most_bytes",
+    "most_saved",
     "ring_bytes",
     "spread",
 ]
 
 IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
 
 # Ways to mix sizes that are tried before the choice falls back to largest-first. Real models have one to three sizes
 # (a layer, another kind of layer, the head) and need at most about a hundred.
@@ -35,18 +39,41 @@ _FEW_RING_SIZES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertSizes:
+    """Routed experts of stages, an element for each stage."""
+
+    total_bytes: IntArray
+    least_bytes: IntArray
+    """Of a cache that a step can run with; never above the total."""
+    share: float
+    """Of the experts' bytes, what one token asks for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageSizes:
-    """How many groups stages have of each size."""
+    """How many groups stages have of each size. Routed experts are no part of them."""
 
     sizes: tuple[int, ...]
     """Distinct, largest first."""
     counts: tuple[IntArray, ...]
     """One array for each size, an element for each stage."""
 
+    experts: ExpertSizes
+
     @property
-    def total_bytes(self) -> IntArray:
+    def dense_bytes(self) -> IntArray:
         """Bytes of all groups of each stage."""
         return _bytes_of(self.counts, self.sizes)
+
+    @property
+    def total_bytes(self) -> IntArray:
+        """Bytes of all groups and routed experts."""
+        return self.dense_bytes + self.experts.total_bytes
+
+    @property
+    def bytes_per_token(self) -> FloatArray:
+        """What a token needs of each stage."""
+        return self.dense_bytes + self.experts.share * self.experts.total_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +83,13 @@ class Residency:
     counts: tuple[IntArray, ...]
     """Resident groups of each size."""
     resident_bytes: IntArray
-    """-1 where the stage does not fit at all."""
+    """Of dense groups; -1 where the stage does not fit at all."""
+    cached_bytes: IntArray
+    """Of routed experts, for the cache; all of them where they fit."""
+    saved_bytes: FloatArray
+    """Of `bytes_per_token`, what need not be moved."""
     exact: bool
-    """No choice of groups could make more bytes resident."""
+    """No choice could save more."""
 
 
 def ring_bytes(streamed_sizes: Sequence[int], ring_slots: int) -> int:
@@ -74,62 +105,109 @@ def spread(num_groups: int, num_chosen: int) -> list[bool]:
 def choose_resident(
     stage: StageSizes, available: IntArray, *, ring_slots: int, limit: IntArray | None = None
 ) -> Residency:
-    """Return the resident set with the most bytes such that it and its ring fit into `available`.
+    """Return the resident set that saves most such that it, its ring and a cache of experts fit into `available`.
 
     Args:
         stage: Groups of each stage.
-        available: Bytes for weights and ring; may be negative.
+        available: Bytes for weights, ring and cache; may be negative.
         ring_slots: Most slots of a ring.
-        limit: Most resident bytes, whatever would fit.
+        limit: Most resident bytes, whatever would fit; a cache is never smaller than the least.
     """
-    ceiling = available if limit is None else np.minimum(available, limit)
-    whole = stage.total_bytes
-    best = np.where(whole <= ceiling, whole, np.int64(-1))
-    counts = [np.where(best >= 0, count, 0) for count in stage.counts]
+    cap = _cap(stage, limit)
+    dense = stage.dense_bytes
+    fits = (dense <= cap) & (dense + stage.experts.least_bytes <= available)
+    best = _Best(stage, available, cap)
+    best.keep(np.where(fits, dense, np.int64(-1)), 0, list(stage.counts))
     exact = True
     # Without a limit, a ring with fewer slots than `ring_slots` holds every streamed group, which could as well stay.
     ring_choices = range(1 if limit is not None else ring_slots, ring_slots + 1)
-    if not bool((best >= 0).all()):
+    if not bool((best.resident >= 0).all()):
         for largest, slots in itertools.product(_ring_sizes(stage), ring_choices):
-            room = available - slots * stage.sizes[largest]
-            room = room if limit is None else np.minimum(room, limit)
+            ring = slots * stage.sizes[largest]
+            room = np.minimum(available - ring - stage.experts.least_bytes, cap)
             mixes, complete = _mixes(stage, room, largest)
             exact = exact and complete
             for mix in mixes:
                 resident = _valid_bytes(mix, stage=stage, room=room, slots=slots if slots < ring_slots else None)
-                _keep_better(best, counts, resident, mix)
+                best.keep(resident, ring, mix)
         exact = exact and len(stage.sizes) <= _MAX_RING_SIZES
-    return Residency(counts=tuple(counts), resident_bytes=best, exact=exact)
+    return Residency(
+        counts=tuple(best.counts),
+        resident_bytes=best.resident,
+        cached_bytes=best.cached,
+        saved_bytes=best.saved,
+        exact=exact,
+    )
+
+
+class _Best:
+    """The best choice so far, for each stage."""
+
+    def __init__(self, stage: StageSizes, available: IntArray, cap: IntArray) -> None:
+        shape = np.broadcast_shapes(stage.dense_bytes.shape, available.shape)
+        self.resident = np.full(shape, np.int64(-1))
+        self.cached = np.zeros(shape, dtype=np.int64)
+        self.saved = np.full(shape, -1.0)
+        self.counts = [np.zeros(shape, dtype=np.int64) for _ in stage.counts]
+        self._experts, self._available, self._cap = stage.experts, available, cap
+
+    def keep(self, resident: IntArray, ring_bytes: int, counts: Sequence[IntArray]) -> None:
+        """Take a choice where it is valid and saves more."""
+        cached = _cached_bytes(self._experts, self._available - ring_bytes - resident, self._cap - resident)
+        saved = np.where(resident >= 0, resident + self._experts.share * cached, -1.0)
+        better = saved > self.saved
+        if bool(better.any()):
+            np.copyto(self.resident, resident, where=better)
+            np.copyto(self.cached, cached, where=better)
+            np.copyto(self.saved, saved, where=better)
+            for kept, count in zip(self.counts, counts, strict=True):
+                np.copyto(kept, count, where=better)
+
+
+def _cap(stage: StageSizes, limit: IntArray | None) -> IntArray:
+    """Return the most bytes of a stage that may be resident."""
+    total = stage.total_bytes
+    return total if limit is None else np.minimum(limit, total)
+
+
+def _cached_bytes(experts: ExpertSizes, room: IntArray, below_cap: IntArray) -> IntArray:
+    """Return the bytes of the cache in what dense groups and ring leave."""
+    wanted = np.minimum(np.minimum(room, below_cap), experts.total_bytes)
+    return np.maximum(wanted, experts.least_bytes)
 
 
 def least_bytes(stage: StageSizes, *, ring_slots: int, limit: IntArray | None = None) -> IntArray:
     """Return the smallest `available` with which each stage fits: everything resident, or only the largest groups."""
-    whole = stage.total_bytes
+    dense = stage.dense_bytes
     unlimited = np.iinfo(np.int64).max // 4  # so that sums of it with other needs do not wrap
-    cap = np.int64(unlimited) if limit is None else limit
-    least = np.where(whole <= cap, whole, unlimited)
+    cap = _cap(stage, limit)
+    least = np.where(dense <= cap, dense, unlimited)
     for largest in _ring_sizes(stage):
         size = stage.sizes[largest]
-        forced = _bytes_of(stage.counts[:largest], stage.sizes[:largest], like=whole)
-        streamed = sum(stage.counts[largest:], np.zeros_like(whole))
+        forced = _bytes_of(stage.counts[:largest], stage.sizes[:largest], like=dense)
+        streamed = sum(stage.counts[largest:], np.zeros_like(dense))
         need = forced + np.minimum(ring_slots, streamed) * size
         least = np.minimum(least, np.where((forced <= cap) & (streamed > 0), need, unlimited))
-    return least
+    return least + stage.experts.least_bytes
 
 
-def most_bytes(stage: StageSizes, available: IntArray, *, ring_slots: int, limit: IntArray | None = None) -> IntArray:
-    """Return bytes that no resident set can exceed, as if a part of a group could stay; -1 where nothing fits.
+def most_saved(stage: StageSizes, available: IntArray, *, ring_slots: int, limit: IntArray | None = None) -> FloatArray:
+    """Return bytes of a token that no choice can save more of, as if a part of a group could stay; -1: nothing fits.
 
     Arguments as for `choose_resident`, which comes to within the size of one group of it.
     """
-    whole = stage.total_bytes
-    cap = whole if limit is None else np.minimum(limit, whole)
-    most = np.where((whole <= available) & (whole <= cap), whole, np.int64(-1))
+    dense, cap, least = stage.dense_bytes, _cap(stage, limit), stage.experts.least_bytes
+
+    def saved(resident: IntArray, ring_bytes: int) -> FloatArray:
+        cached = _cached_bytes(stage.experts, available - ring_bytes - resident, cap - resident)
+        return resident + stage.experts.share * cached
+
+    most = np.where((dense + least <= available) & (dense <= cap), saved(dense, 0), -1.0)
     slots = 1 if limit is not None else ring_slots
     for largest, size in enumerate(stage.sizes):
-        forced = _bytes_of(stage.counts[:largest], stage.sizes[:largest], like=whole)
-        room = np.minimum(available - slots * size, cap)
-        most = np.where(forced <= room, np.maximum(most, room), most)
+        forced = _bytes_of(stage.counts[:largest], stage.sizes[:largest], like=dense)
+        room = np.minimum(np.minimum(available - slots * size - least, cap), dense)
+        most = np.where(forced <= room, np.maximum(most, saved(room, slots * size)), most)
     return most
 
 
@@ -177,15 +255,6 @@ def _valid_bytes(mix: list[IntArray], *, stage: StageSizes, room: IntArray, slot
         streamed = sum((total - kept for total, kept in zip(stage.counts, mix, strict=True)), np.zeros_like(room))
         valid &= streamed <= slots
     return np.where(valid, resident, np.int64(-1))
-
-
-def _keep_better(best: IntArray, counts: list[IntArray], resident: IntArray, mix: list[IntArray]) -> None:
-    """Take `mix` into `counts`, and its bytes into `best`, where they are more."""
-    better = resident > best
-    if bool(better.any()):
-        np.copyto(best, resident, where=better)
-        for index, kept in enumerate(mix):
-            np.copyto(counts[index], kept, where=better)
 
 
 def _bytes_of(counts: Sequence[IntArray], sizes: Sequence[int], like: IntArray | None = None) -> IntArray:

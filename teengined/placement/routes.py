@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from teengined.placement.table import FloatArray
+from teengined.placement.residency import FloatArray
 
 __all__ = ["Leg", "Route", "Router", "SubsetRouter", "num_subsets", "order_route"]
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from teengined.placement.residency import FloatArray
 from teengined.placement.routes import Route, Router, order_route
-from teengined.placement.table import FloatArray
 
 __all__ = ["best_order", "order_router"]
 

@@ -9,6 +9,7 @@ from teengined.core.errors import DoesNotFit
 from teengined.core.quantities import format_bytes
 from teengined.interfaces.policy import Assignment
 from teengined.placement.costs import CostModel
+from teengined.placement.experts import LEAST_SLOTS
 from teengined.placement.residency import IntArray, least_bytes
 from teengined.placement.table import interval_sums, last_column, stage_sizes, streaming_limit
 
@@ -27,7 +28,7 @@ def total_shortage(model: CostModel) -> DoesNotFit:
     context = longest_context(model)
     if context is None:
         return DoesNotFit(
-            f"{planning.manifest.name} does not fit even when everything is streamed: {have}; {works}",
+            f"{planning.manifest.name} does not fit even when everything is streamed{_beside(model)}: {have}; {works}",
             hint="give a device more memory, or add a device",
         )
     kv_bytes = min(sum(model.kv_bytes_of_layers(device)) for device in range(len(planning.devices)))
@@ -134,6 +135,13 @@ def _need(model: CostModel, device: int) -> IntArray:
     reserved = model.planning.reserved_bytes.get(model.planning.devices[device].id, 0)
     empty_se = np.arange(model.num_layers + 1)[None, :] <= np.arange(model.num_layers)[:, None]
     return np.where(empty_se, np.iinfo(np.int64).max // 2, need_se + reserved)
+
+
+def _beside(model: CostModel) -> str:
+    """Say what stays at any rate where a model has routed experts."""
+    if not any(group.experts for group in model.groups.layers):
+        return ""
+    return f" and only {LEAST_SLOTS} experts are cached"
 
 
 def _bytes(num_bytes: int) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from teengined.core.plan import Objective
+from teengined.placement.residency import FloatArray
 from teengined.placement.routes import Leg, Route, Router, SubsetRouter, num_subsets
 from teengined.placement.search import best_order, order_router
-from teengined.placement.table import FloatArray
 
 __all__ = ["Instance", "Solution", "solve"]
 

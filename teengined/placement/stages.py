@@ -5,12 +5,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from teengined.core.plan import Stage, StageCost, Tier, UnitPlacement
+from teengined.core.plan import ExpertCache, Stage, StageCost, StageExperts, Tier, UnitPlacement
 from teengined.interfaces.policy import Assignment
 from teengined.placement.costs import CostModel
+from teengined.placement.experts import (
+    cut_slots,
+    expert_counts,
+    share_per_token,
+    slot_classes,
+    slot_sizes,
+    touched_share,
+)
 from teengined.placement.groups import Group
-from teengined.placement.residency import StageSizes, choose_resident, ring_bytes, spread
-from teengined.placement.table import streaming_limit
+from teengined.placement.residency import Residency, choose_resident, ring_bytes, spread
+from teengined.placement.table import sizes_of_stage, streaming_limit
 
 __all__ = ["build_stages", "disk_seconds", "latency_seconds", "period_seconds", "prefill_seconds"]
 
@@ -25,12 +33,27 @@ class _Draft:
     groups: tuple[Group, ...]
     """In order of execution; the head last, where the stage has it."""
     tiers: tuple[Tier, ...]
+    """Of the dense part of each group."""
+    cached_bytes: int
+    """Of routed experts that lie on the device, as room for a cache; all of them where they fit."""
     embedding_tier: Tier | None
     """None where the stage has no embedding, or the embedding is part of its head group."""
+    host_bytes: int = 0
+    """Of host memory, for a cache of experts behind the device's."""
 
     def bytes_in(self, *tiers: Tier) -> int:
-        """Return the bytes of groups in any of `tiers`."""
-        return sum(group.size_bytes for group, tier in zip(self.groups, self.tiers, strict=True) if tier in tiers)
+        """Return the bytes of dense groups in any of `tiers`."""
+        return sum(group.dense_bytes for group, tier in zip(self.groups, self.tiers, strict=True) if tier in tiers)
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of all routed experts."""
+        return sum(group.expert_bytes for group in self.groups)
+
+    @property
+    def caches_experts(self) -> bool:
+        """Whether experts do not all fit."""
+        return self.cached_bytes < self.expert_bytes
 
 
 def build_stages(model: CostModel, assignments: Sequence[Assignment]) -> tuple[Stage, ...] | None:
@@ -75,8 +98,19 @@ def prefill_seconds(model: CostModel, stages: Sequence[Stage], num_tokens: int) 
         compute = sum(model.layer_seconds(device, chunk)[stage.layer_start : stage.layer_end])
         compute += model.head_seconds(device) if stage.has_head else 0.0
         hop = model.hop_seconds(device, index_of[follower.device_id], chunk) if follower else 0.0
-        seconds += max(compute, stage.cost.host_seconds, stage.cost.disk_seconds) + hop
+        growth = _chunk_growth(model, stage, chunk)
+        seconds += max(compute, growth * stage.cost.host_seconds, growth * stage.cost.disk_seconds) + hop
     return seconds * num_chunks
+
+
+def _chunk_growth(model: CostModel, stage: Stage, num_tokens: int) -> float:
+    """Return how many times more bytes a chunk streams than a token: more of the experts are asked for."""
+    if stage.experts is None or not stage.streamed_bytes:
+        return 1.0
+    missed = (1 - stage.experts.hit_rate) * stage.experts.num_bytes
+    share = share_per_token(model.planning.manifest)
+    more = missed * (touched_share(share, num_tokens) - share)
+    return 1.0 + more / stage.streamed_bytes
 
 
 def _draft(model: CostModel, index: int, assignment: Assignment, next_device: int | None) -> _Draft | None:
@@ -85,11 +119,17 @@ def _draft(model: CostModel, index: int, assignment: Assignment, next_device: in
     groups = model.groups.layers[assignment.layer_start : assignment.layer_end]
     groups += (model.groups.head,) if has_head else ()
     available = _available_bytes(model, assignment)
-    tiers = _choose_tiers(model, [group.size_bytes for group in groups], available)
-    if tiers is None:
+    choice = _choose(model, groups, available)
+    if int(choice.resident_bytes) < 0:
         return None
     draft = _Draft(
-        index=index, assignment=assignment, next_device=next_device, groups=groups, tiers=tiers, embedding_tier=None
+        index=index,
+        assignment=assignment,
+        next_device=next_device,
+        groups=groups,
+        tiers=_tiers_of_groups([group.dense_bytes for group in groups], choice),
+        cached_bytes=int(choice.cached_bytes),
+        embedding_tier=None,
     )
     return replace(draft, embedding_tier=_embedding_tier(model, draft, available))
 
@@ -101,14 +141,15 @@ def _available_bytes(model: CostModel, assignment: Assignment) -> int:
     return model.budget_bytes(device) - kv_bytes - model.workspace_bytes(device, has_head=has_head)
 
 
-def _choose_tiers(model: CostModel, group_sizes: Sequence[int], available: int) -> tuple[Tier, ...] | None:
-    """Return `DEVICE` or `DISK` for each group; of groups of one size, streamed ones are spread evenly."""
-    sizes = tuple(sorted({size for size in group_sizes if size}, reverse=True))
-    stage = StageSizes(sizes=sizes, counts=tuple(np.asarray(group_sizes.count(size)) for size in sizes))
+def _choose(model: CostModel, groups: Sequence[Group], available: int) -> Residency:
+    stage = sizes_of_stage(model, groups)
     limit = streaming_limit(model, stage.total_bytes)
-    choice = choose_resident(stage, np.asarray(available), ring_slots=model.planning.ring_slots, limit=limit)
-    if int(choice.resident_bytes) < 0:
-        return None
+    return choose_resident(stage, np.asarray(available), ring_slots=model.planning.ring_slots, limit=limit)
+
+
+def _tiers_of_groups(group_sizes: Sequence[int], choice: Residency) -> tuple[Tier, ...]:
+    """Return `DEVICE` or `DISK` for each group; of groups of one size, streamed ones are spread evenly."""
+    sizes = sorted({size for size in group_sizes if size}, reverse=True)
     tiers = [Tier.DEVICE] * len(group_sizes)
     for size, kept in zip(sizes, choice.counts, strict=True):
         members = [position for position, group_size in enumerate(group_sizes) if group_size == size]
@@ -123,9 +164,9 @@ def _embedding_tier(model: CostModel, draft: _Draft, available: int) -> Tier | N
     with_head = model.groups.tied and assignment.layer_end == model.num_layers
     if embedding is None or assignment.layer_start > 0 or with_head:
         return None
-    resident = draft.bytes_in(Tier.DEVICE) + embedding.size_bytes
+    resident = draft.bytes_in(Tier.DEVICE) + _expert_memory_bytes(model, draft) + embedding.size_bytes
     fraction = model.planning.resident_fraction
-    total = draft.bytes_in(Tier.DEVICE, Tier.DISK) + embedding.size_bytes
+    total = draft.bytes_in(Tier.DEVICE, Tier.DISK) + draft.expert_bytes + embedding.size_bytes
     fits = resident + _ring_bytes(model, draft) <= available
     return Tier.DEVICE if fits and (fraction is None or resident <= fraction * total) else Tier.DISK
 
@@ -140,13 +181,13 @@ def _fill_host_tier(model: CostModel, drafts: Sequence[_Draft]) -> list[_Draft]:
             if model.uses_host_tier(draft.assignment.device) and _next_for_host(draft, room) is not None
         ]
         if not open_stages:
-            return filled
+            return _fill_host_caches(model, filled, room)
         neediest = max(open_stages, key=lambda draft: (_disk_excess(model, draft), -draft.index))
         position = _next_for_host(neediest, room)
         assert position is not None
         tiers = list(neediest.tiers)
         tiers[position] = Tier.HOST
-        room -= neediest.groups[position].size_bytes
+        room -= neediest.groups[position].dense_bytes
         filled[neediest.index] = replace(neediest, tiers=tuple(tiers))
 
 
@@ -155,9 +196,22 @@ def _next_for_host(draft: _Draft, room: int) -> int | None:
     fitting = [
         position
         for position, (group, tier) in enumerate(zip(draft.groups, draft.tiers, strict=True))
-        if tier is Tier.DISK and group.size_bytes <= room
+        if tier is Tier.DISK and group.dense_bytes <= room
     ]
-    return max(fitting, key=lambda position: (draft.groups[position].size_bytes, -position), default=None)
+    return max(fitting, key=lambda position: (draft.groups[position].dense_bytes, -position), default=None)
+
+
+def _fill_host_caches(model: CostModel, drafts: Sequence[_Draft], room: int) -> list[_Draft]:
+    """Give what dense groups left of host memory to caches of experts, as far as these are larger than the device's."""
+    filled = list(drafts)
+    for draft in sorted(drafts, key=lambda draft: _disk_excess(model, draft), reverse=True):
+        if not draft.caches_experts or not model.uses_host_tier(draft.assignment.device):
+            continue
+        taken = min(room, draft.expert_bytes)
+        if taken > draft.cached_bytes:
+            filled[draft.index] = replace(draft, host_bytes=taken)
+            room -= taken
+    return filled
 
 
 def _disk_excess(model: CostModel, draft: _Draft) -> tuple[bool, float]:
@@ -173,9 +227,12 @@ def _seconds(model: CostModel, draft: _Draft) -> tuple[float, float, float]:
     if draft.assignment.layer_end == model.num_layers:
         compute += model.head_seconds(device)
     copies_per_second = model.profiles[device].host_to_device_bytes_per_second
-    streamed = draft.bytes_in(Tier.HOST, Tier.DISK)
-    host = 0.0 if copies_per_second is None else streamed / copies_per_second
-    return compute, host, draft.bytes_in(Tier.DISK) / model.planning.host.disk_read_bytes_per_second
+    share = share_per_token(model.planning.manifest)
+    copied = draft.bytes_in(Tier.HOST, Tier.DISK) + share * (draft.expert_bytes - draft.cached_bytes)
+    host = 0.0 if copies_per_second is None else copied / copies_per_second
+    behind = draft.expert_bytes - max(draft.cached_bytes, draft.host_bytes)
+    read = draft.bytes_in(Tier.DISK) + share * behind
+    return compute, host, read / model.planning.host.disk_read_bytes_per_second
 
 
 def _finish(model: CostModel, draft: _Draft) -> Stage:
@@ -183,6 +240,9 @@ def _finish(model: CostModel, draft: _Draft) -> Stage:
     has_head = assignment.layer_end == model.num_layers
     embedding = model.groups.embedding
     resident = draft.bytes_in(Tier.DEVICE)
+    experts = _stage_experts(model, draft)
+    if experts is None:
+        resident += draft.expert_bytes
     if embedding is not None and draft.embedding_tier is Tier.DEVICE:
         resident += embedding.size_bytes
     return Stage(
@@ -200,8 +260,37 @@ def _finish(model: CostModel, draft: _Draft) -> Stage:
         workspace_bytes=model.workspace_bytes(device, has_head=has_head),
         transport="" if draft.next_device is None else model.link(device, draft.next_device).transport,
         cost=_cost(model, draft),
-        streamed_bytes=draft.bytes_in(Tier.HOST, Tier.DISK),
+        streamed_bytes=draft.bytes_in(Tier.HOST, Tier.DISK) + (experts.missed_bytes_per_token if experts else 0),
+        experts=experts,
     )
+
+
+def _stage_experts(model: CostModel, draft: _Draft) -> StageExperts | None:
+    if not draft.caches_experts:
+        return None
+    total = draft.expert_bytes
+    return StageExperts(
+        caches=_caches(model, draft),
+        num_bytes=total,
+        bytes_per_token=round(share_per_token(model.planning.manifest) * total),
+        hit_rate=draft.cached_bytes / total,
+    )
+
+
+def _caches(model: CostModel, draft: _Draft) -> tuple[ExpertCache, ...]:
+    classes = slot_classes(expert_counts(draft.groups), slot_sizes(model.groups.layers))
+    caches = cut_slots(classes, draft.cached_bytes)
+    if not draft.host_bytes:
+        return caches
+    behind = cut_slots(classes, draft.host_bytes)
+    return tuple(replace(cache, num_host_slots=b.num_slots) for cache, b in zip(caches, behind, strict=True))
+
+
+def _expert_memory_bytes(model: CostModel, draft: _Draft) -> int:
+    """Return what experts take of the device: all of them, or whole slots."""
+    if not draft.caches_experts:
+        return draft.expert_bytes
+    return sum(cache.num_slots * cache.slot_bytes for cache in _caches(model, draft))
 
 
 def _cost(model: CostModel, draft: _Draft) -> StageCost:
@@ -219,13 +308,17 @@ def _cost(model: CostModel, draft: _Draft) -> StageCost:
 
 
 def _ring_bytes(model: CostModel, draft: _Draft) -> int:
-    streamed = [g.size_bytes for g, tier in zip(draft.groups, draft.tiers, strict=True) if tier is not Tier.DEVICE]
+    streamed = [g.dense_bytes for g, tier in zip(draft.groups, draft.tiers, strict=True) if tier is not Tier.DEVICE]
     return ring_bytes(streamed, model.planning.ring_slots)
 
 
 def _unit_placements(model: CostModel, draft: _Draft) -> tuple[UnitPlacement, ...]:
     """Return each unit of the stage once, in order of execution."""
-    tiers = {unit.id: tier for group, tier in zip(draft.groups, draft.tiers, strict=True) for unit in group.units}
+    tiers: dict[str, Tier] = {}
+    of_experts = Tier.DISK if draft.caches_experts else Tier.DEVICE
+    for group, tier in zip(draft.groups, draft.tiers, strict=True):
+        tiers.update(dict.fromkeys((unit.id for unit in group.dense), tier))
+        tiers.update(dict.fromkeys((unit.id for unit in group.experts), of_experts))
     embedding = model.groups.embedding
     if embedding is not None and draft.assignment.layer_start == 0:
         # Tied to a head on this stage, it has the head's tier and is listed where it is used first.

@@ -10,20 +10,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teengined.placement.costs import CostModel
-from teengined.placement.residency import IntArray, StageSizes, choose_resident, most_bytes
+from teengined.placement.experts import LEAST_SLOTS, expert_counts, share_per_token, slot_classes, slot_sizes
+from teengined.placement.groups import Group
+from teengined.placement.residency import (
+    ExpertSizes,
+    FloatArray,
+    IntArray,
+    StageSizes,
+    choose_resident,
+    most_saved,
+)
 
 __all__ = [
-    "FloatArray",
     "StageTable",
     "build_table",
     "hop_table",
     "interval_sums",
     "last_column",
+    "sizes_of_stage",
     "stage_sizes",
     "streaming_limit",
 ]
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +47,8 @@ class StageTable:
 
 def stage_sizes(model: CostModel) -> StageSizes:
     """Return the sizes of groups of every stage, counts of shape [L, L + 1] (s, e)."""
-    layer_sizes = [group.size_bytes for group in model.groups.layers]
-    head_size = model.groups.head.size_bytes
+    layer_sizes = [group.dense_bytes for group in model.groups.layers]
+    head_size = model.groups.head.dense_bytes
     sizes = tuple(sorted({size for size in (*layer_sizes, head_size) if size}, reverse=True))
     has_head_se = last_column(model.num_layers)
     counts = tuple(
@@ -49,7 +56,36 @@ def stage_sizes(model: CostModel) -> StageSizes:
         + has_head_se * int(head_size == size)
         for size in sizes
     )
-    return StageSizes(sizes=sizes, counts=counts)
+    return StageSizes(sizes=sizes, counts=counts, experts=_expert_sizes(model))
+
+
+def sizes_of_stage(model: CostModel, groups: Sequence[Group]) -> StageSizes:
+    """Return the sizes of one stage of these groups, as arrays without dimensions."""
+    dense = [group.dense_bytes for group in groups]
+    sizes = tuple(sorted({size for size in dense if size}, reverse=True))
+    total = sum(group.expert_bytes for group in groups)
+    classes = slot_classes(expert_counts(groups), slot_sizes(model.groups.layers))
+    least = min(total, sum(each.least_slots * each.slot_bytes for each in classes))
+    share = share_per_token(model.planning.manifest)
+    return StageSizes(
+        sizes=sizes,
+        counts=tuple(np.asarray(dense.count(size)) for size in sizes),
+        experts=ExpertSizes(total_bytes=np.asarray(total), least_bytes=np.asarray(least), share=share),
+    )
+
+
+def _expert_sizes(model: CostModel) -> ExpertSizes:
+    """Return the routed experts of every stage, arrays as in `stage_sizes`."""
+    layers = model.groups.layers
+    total_se = np.maximum(interval_sums([group.expert_bytes for group in layers]), 0)
+    least_se = np.zeros_like(total_se)
+    sizes = slot_sizes(layers)
+    classes = [slot_classes(expert_counts([group]), sizes) for group in layers]
+    for size in sizes:
+        numbers = [sum(each.num_experts for each in found if each.slot_bytes == size) for found in classes]
+        least_se = least_se + np.minimum(np.maximum(interval_sums(numbers), 0), LEAST_SLOTS) * size
+    share = share_per_token(model.planning.manifest)
+    return ExpertSizes(total_bytes=total_se, least_bytes=np.minimum(least_se, total_se), share=share)
 
 
 def streaming_limit(model: CostModel, total_bytes: IntArray) -> IntArray | None:
@@ -70,23 +106,38 @@ def build_table(model: CostModel, host_bytes_of_device: Sequence[int], *, fracti
         fractional: Let a part of a group be resident: at least as fast as any plan, for lower bounds.
     """
     stage = stage_sizes(model)
-    total_se = stage.total_bytes
     available_dse = np.stack([_available(model, device) for device in range(len(model.planning.devices))])
-    limit_se = streaming_limit(model, total_se)
+    ring_slots, limit_se = model.planning.ring_slots, streaming_limit(model, stage.total_bytes)
     if fractional:
-        resident_dse = most_bytes(stage, available_dse, ring_slots=model.planning.ring_slots, limit=limit_se)
-        exact = False
+        saved_dse = most_saved(stage, available_dse, ring_slots=ring_slots, limit=limit_se)
+        dense_dse, experts_dse, exact = stage.bytes_per_token - saved_dse, np.zeros_like(saved_dse), False
     else:
-        choice = choose_resident(stage, available_dse, ring_slots=model.planning.ring_slots, limit=limit_se)
-        resident_dse, exact = choice.resident_bytes, choice.exact
-    possible_dse = (resident_dse >= 0) & _is_interval(model.num_layers)
-    streamed_dse = np.where(possible_dse, total_se - resident_dse, np.int64(-1))
-    seconds_dse, disk_dse = _seconds(model, streamed_dse, host_bytes_of_device)
+        choice = choose_resident(stage, available_dse, ring_slots=ring_slots, limit=limit_se)
+        saved_dse, exact = choice.saved_bytes, choice.exact
+        dense_dse = stage.dense_bytes - choice.resident_bytes
+        experts_dse = stage.experts.total_bytes - choice.cached_bytes
+    possible_dse = (saved_dse >= 0) & _is_interval(model.num_layers)
+    streamed = _Streamed(
+        dense_dse=np.where(possible_dse, dense_dse, -1.0),
+        experts_dse=np.where(possible_dse, experts_dse, 0.0),
+        experts=stage.experts,
+    )
+    seconds_dse, disk_dse = _seconds(model, streamed, host_bytes_of_device)
     return StageTable(
         seconds_dse=np.where(possible_dse, seconds_dse, np.inf),
         disk_seconds_dse=np.where(possible_dse, disk_dse, np.inf),
         exact=exact,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Streamed:
+    """Bytes that are not on the device, for every stage."""
+
+    dense_dse: FloatArray
+    experts_dse: FloatArray
+    """Of all routed experts, not only of those that a token asks for."""
+    experts: ExpertSizes
 
 
 def hop_table(model: CostModel) -> FloatArray:
@@ -96,17 +147,23 @@ def hop_table(model: CostModel) -> FloatArray:
 
 
 def _seconds(
-    model: CostModel, streamed_dse: IntArray, host_bytes_of_device: Sequence[int]
+    model: CostModel, streamed: _Streamed, host_bytes_of_device: Sequence[int]
 ) -> tuple[FloatArray, FloatArray]:
-    host_d11 = np.asarray(host_bytes_of_device, dtype=np.int64)[:, None, None]
-    disk_dse = np.maximum(streamed_dse - host_d11, 0) / model.planning.host.disk_read_bytes_per_second
+    host_d11 = np.asarray(host_bytes_of_device, dtype=np.float64)[:, None, None]
+    share = streamed.experts.share
+    # What is in host memory too need not come from the disk: dense groups first, then experts.
+    left_dse = np.maximum(host_d11 - np.maximum(streamed.dense_dse, 0), 0)
+    behind_dse = np.minimum(streamed.experts_dse, np.maximum(streamed.experts.total_bytes - left_dse, 0))
+    from_disk_dse = np.maximum(streamed.dense_dse - host_d11, 0) + share * behind_dse
+    disk_dse = from_disk_dse / model.planning.host.disk_read_bytes_per_second
+    copied_dse = streamed.dense_dse + share * streamed.experts_dse
     seconds_dse = np.empty_like(disk_dse)
     for device, profile in enumerate(model.profiles):
         compute_se = _interval_seconds(model.layer_seconds(device, 1))
         compute_se = compute_se + last_column(model.num_layers) * model.head_seconds(device)
         seconds_dse[device] = np.maximum(compute_se, disk_dse[device])
         if profile.host_to_device_bytes_per_second is not None:
-            copies_se = streamed_dse[device] / profile.host_to_device_bytes_per_second
+            copies_se = copied_dse[device] / profile.host_to_device_bytes_per_second
             np.maximum(seconds_dse[device], copies_se, out=seconds_dse[device])
     return seconds_dse, disk_dse
 

@@ -10,6 +10,7 @@ from teengined.core.plan import Objective, Plan
 __all__ = [
     "Deployment",
     "DeploymentList",
+    "ExpertFigures",
     "ListDeployments",
     "LoadModel",
     "LoadProgress",
@@ -23,6 +24,27 @@ __all__ = [
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListDeployments:
     """Ask for the loaded models."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertFigures:
+    """How the expert caches of a deployment do. Rates are shares of what layers asked for, the latest weighing most."""
+
+    num_experts: int
+    """Of all layers."""
+    num_slots: int
+    """So many of them are cached at a time."""
+    expected_hit_rate: float
+    """That the plan reckoned with."""
+    policies: tuple[str, ...] = ()
+    """For each stage, who decides which expert gives way; empty before the first step."""
+    hit_rate: float = 0.0
+    best_hit_rate: float = 0.0
+    """Of a cache that knows the future (Belady's bound), on the same requests."""
+    simulated_hit_rate: float = 0.0
+    """Of the policy's own simulation, on the same requests."""
+    bytes_per_token: int = 0
+    """Of experts, read for one token of one stream: as planned until it is measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +79,8 @@ class Deployment:
     """Of all answers together, over the last seconds."""
     stage_bubbles: tuple[float, ...] = ()
     """For each stage: the share of the time with steps under way in which it had nothing to do."""
+    experts: ExpertFigures | None = None
+    """None where no routed expert is streamed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

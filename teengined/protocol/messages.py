@@ -49,6 +49,7 @@ from teengined.protocol.answer_messages import (
 from teengined.protocol.loading_messages import (
     Deployment,
     DeploymentList,
+    ExpertFigures,
     ListDeployments,
     Loaded,
     LoadModel,
@@ -73,6 +74,7 @@ __all__ = [
     "Embed",
     "Embedded",
     "ErrorReply",
+    "ExpertFigures",
     "Finished",
     "Generate",
     "GetStatus",

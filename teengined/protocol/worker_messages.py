@@ -29,6 +29,7 @@ __all__ = [
     "WORKER_MESSAGES",
     "BlockCopy",
     "CloseStage",
+    "ExpertCounts",
     "OpenStage",
     "Ping",
     "Pong",
@@ -95,6 +96,8 @@ class OpenStage:
     """`auto`: the stage's compute dtype; or `int8`."""
     numerics: str = "default"
     """`strict`: a position's logits do not depend on batch mates, chunking, cache hits or threads."""
+    expert_policy: str = "auto"
+    """Which routed experts give way in a cache: `lru`, `lfu`, `pinned`, or `auto`: what suits the requests best."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +211,21 @@ class PooledVector:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertCounts:
+    """What the expert caches of a stage did since it was opened. Counts are of experts that a layer asked for."""
+
+    policy: str
+    """That decides now who gives way."""
+    num_asked: int
+    num_hits: int
+    num_best_hits: int
+    """Of a cache that knows the future (Belady's), on the same requests."""
+    num_simulated_hits: int
+    """Of the policy's own simulation, on the same requests."""
+    read_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepDone:
     """A stage has finished a step. Only the last stage has tokens."""
 
@@ -225,6 +243,8 @@ class StepDone:
     """Time since the last step in which streamed units were being read."""
     prompt_logprobs: tuple[PromptLogprobs, ...] = ()
     vectors: tuple[PooledVector, ...] = ()
+    experts: ExpertCounts | None = None
+    """None where no expert is streamed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

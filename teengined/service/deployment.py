@@ -211,6 +211,7 @@ class LoadedModel:
             num_preempted=scheduler.num_preempted,
             total_tokens_per_second=meter.tokens_per_second(time.monotonic()),
             stage_bubbles=meter.bubbles,
+            experts=self.speed.experts.describe(),
         )
 
     def on_message(self, device_id: str, message: Any) -> None:

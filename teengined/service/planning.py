@@ -71,11 +71,12 @@ class Planner:
         profiles = await self.profiles.get(on_progress)
         planning = self._input(request, manifest, devices, profiles, self._taken(reserved))
         policy = self.registry.placement_policy(request.policy or self.config.planning.policy)
-        from teengined.placement.planner import plan  # numpy loads with the first plan, not with the daemon
+        from teengined.placement.chunks import plan_with_chunks  # numpy loads with the first plan, not with the daemon
 
+        step_tokens = self.config.streaming.expert_step_tokens
         try:
             async with asyncio.timeout(self.config.planning.plan_timeout):
-                made = await self.threads.run(partial(plan, planning, policy))
+                made, planning = await self.threads.run(partial(plan_with_chunks, planning, policy, step_tokens))
         except TimeoutError as error:
             seconds = self.config.planning.plan_timeout
             raise DeadlineExceeded(f"policy {policy.name!r} gave no plan within {seconds:g} s") from error

@@ -231,6 +231,12 @@ class StreamingSettings:
         4 * MIB, "bytes", "One read: large enough for full speed, small enough to share.", minimum=4096
     )
     ring_slots: int = setting(3, "slots", "One unit computes, one arrives, one is asked for.", minimum=2)
+    expert_policy: Literal["auto", "lru", "lfu", "pinned"] = setting(
+        "auto", "word", "Who gives way in a cache of experts: auto follows what would have read least of late."
+    )
+    expert_step_tokens: int = setting(
+        2048, "tokens", "As max_step_tokens where experts are streamed: a chunk reads nearly all of them.", minimum=1
+    )
     direct_io: Literal["auto", "always", "never"] = setting(
         "auto", "word", "Past the page cache where the streamed bytes would not fit in host memory."
     )

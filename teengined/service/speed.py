@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from teengined.core.plan import Plan
 from teengined.core.request import Usage
 from teengined.protocol.worker_messages import StepDone
+from teengined.service.expert_meter import ExpertMeter
 
 __all__ = ["SpeedMeter"]
 
@@ -25,12 +26,14 @@ class SpeedMeter:
     tokens_per_second: float = 0.0
     compute_seconds: float = field(init=False)
     """Compute of one token through all stages: as predicted, or the least that a step took, if that was less."""
+    experts: ExpertMeter = field(init=False)
     _read_bytes: dict[int, int] = field(default_factory=dict[int, int])
     _read_seconds: dict[int, float] = field(default_factory=dict[int, float])
 
     def __post_init__(self) -> None:
         """Sum the plan's stages."""
         self.compute_seconds = sum(stage.cost.compute_seconds for stage in self.plan.stages)
+        self.experts = ExpertMeter(self.plan)
 
     def learn(self, parts: Sequence[StepDone], num_tokens: int) -> None:
         """Take from a step what shows that the machine is faster than when it was measured: a bound must be one.
@@ -48,13 +51,19 @@ class SpeedMeter:
             if seconds > _LEAST_READ_SECONDS
         )
         self.disk_bytes_per_second = max(self.disk_bytes_per_second, rate)
+        self.experts.learn(parts, num_tokens)
         if num_tokens == 1:
             self.compute_seconds = min(self.compute_seconds, sum(part.compute_seconds for part in parts))
 
     @property
     def bound_tokens_per_second(self) -> float:
-        """Tokens per second of one stream where only the binding resource takes time."""
-        seconds = max(self.compute_seconds, self.plan.streamed_bytes_per_token / self.disk_bytes_per_second)
+        """Tokens per second of one stream where only the binding resource takes time.
+
+        How many bytes of experts a token needs from the disk depends on what it asks for: as planned until measured.
+        """
+        dense_bytes = self.plan.streamed_bytes_per_token - self.experts.planned_bytes
+        streamed_bytes = dense_bytes + self.experts.bytes_per_token
+        seconds = max(self.compute_seconds, streamed_bytes / self.disk_bytes_per_second)
         return 1 / seconds if seconds > 0 else 0.0
 
     def note(self, usage: Usage, num_choices: int = 1) -> None:

@@ -185,6 +185,7 @@ class StageSet:
             block_tokens=options.block_tokens,
             kv_dtype=options.kv_dtype,
             numerics=options.numerics,
+            expert_policy=options.streaming.expert_policy,
         )
 
     async def _wait_for(self, expected: type, indexes: set[int], timeout_seconds: float) -> None:

@@ -1,1 +1,1 @@
-"""Bring weights to where they are computed: resident units, the streaming ring, embedding rows. Imports torch."""
+"""Bring weights to where they are computed: resident units, the ring, expert caches, embedding rows. Imports torch."""

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from teengined.core.errors import PackageError
-from teengined.core.model import ModelManifest, UnitKind
+from teengined.core.model import ModelManifest, UnitKind, UnitSpec
 from teengined.core.plan import Stage, Tier
 
-__all__ = ["UnitGroup", "group_units", "tiers_of_units"]
+__all__ = ["UnitGroup", "experts_of", "group_units", "tiers_of_units"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,15 +25,17 @@ class UnitGroup:
 def group_units(manifest: ModelManifest, stage: Stage) -> tuple[UnitGroup, ...]:
     """Return the groups of `stage` in order of execution: one for each layer, and one for the head where it has it.
 
-    The head's group also holds the embedding unit where the head shares the embedding's weight. The embedding as
-    such is no group: it is looked up by rows.
+    Routed experts that come when they are asked for are in no group. The head's group also holds the embedding unit
+    where the head shares the embedding's weight. The embedding as such is no group: it is looked up by rows.
 
     Raises:
         PackageError: the plan was made for another package (a unit of the stage has no place in it).
     """
-    members = [
-        tuple(unit.id for unit in manifest.units_of_layer(layer)) for layer in range(stage.layer_start, stage.layer_end)
-    ]
+    layers: dict[int, list[str]] = {layer: [] for layer in range(stage.layer_start, stage.layer_end)}
+    for unit in manifest.units:
+        if unit.layer in layers and (unit.expert is None or stage.experts is None):
+            layers[unit.layer].append(unit.id)
+    members = [tuple(unit_ids) for unit_ids in layers.values()]
     if stage.has_head:
         members.append(_head_unit_ids(manifest))
     tiers = tiers_of_units(stage, (unit_id for unit_ids in members for unit_id in unit_ids))
@@ -45,6 +47,17 @@ def group_units(manifest: ModelManifest, stage: Stage) -> tuple[UnitGroup, ...]:
         )
         for index, unit_ids in enumerate(members)
     )
+
+
+def experts_of(manifest: ModelManifest, stage: Stage) -> dict[tuple[int, int], UnitSpec]:
+    """Return the routed experts of `stage` that come when they are asked for, by (layer, expert)."""
+    if stage.experts is None:
+        return {}
+    return {
+        (unit.layer, unit.expert): unit
+        for unit in manifest.units
+        if unit.layer is not None and unit.expert is not None and stage.layer_start <= unit.layer < stage.layer_end
+    }
 
 
 def tiers_of_units(stage: Stage, unit_ids: Iterable[str]) -> dict[str, Tier]:

@@ -21,6 +21,8 @@ class StreamOptions:
     """Read past the page cache (O_DIRECT). False where the package fits in host memory and other programs share it."""
     verify: bool = True
     """Compare each unit with its digest the first time it is read. Costs about a second per gigabyte, once."""
+    expert_policy: str = "auto"
+    """Which routed experts give way in a cache: `lru`, `lfu`, `pinned`, or `auto`: what suits the requests best."""
     timeout_seconds: float = 60.0
     """Longest wait for one group or for threads to end. 60: a disk that needs longer is broken."""
 

@@ -19,6 +19,7 @@ from teengined.core.errors import DeadlineExceeded, InternalError, TeengineError
 from teengined.interfaces.driver import CopyEvent, Device
 from teengined.weights.loads import Load, LoadState, StreamedGroup
 from teengined.weights.options import StreamOptions
+from teengined.weights.read_clock import ReadClock
 from teengined.weights.read_pool import GroupRead, ReadPool, UnitTarget
 from teengined.weights.statistics import StreamStatistics
 
@@ -29,7 +30,13 @@ class StreamRing:
     """Reads groups ahead in cyclic order. `acquire`, `release` and `rewind` are for one thread."""
 
     def __init__(
-        self, *, groups: Sequence[StreamedGroup], device: Device, pool: ReadPool, options: StreamOptions
+        self,
+        *,
+        groups: Sequence[StreamedGroup],
+        device: Device,
+        pool: ReadPool,
+        options: StreamOptions,
+        clock: ReadClock,
     ) -> None:
         """Allocate the buffers, each as large as the largest of `groups` (of which there is at least one).
 
@@ -49,7 +56,7 @@ class StreamRing:
         self._failure: TeengineError | None = None
         self._closed = False
         self._streamed_bytes, self._num_reads, self._stall_seconds = 0, 0, 0.0
-        self._num_reading, self._reading_since, self._read_seconds = 0, 0.0, 0.0
+        self._clock = clock
         self._host_buffers: list[torch.Tensor] = []
         self._device_buffers: list[torch.Tensor] = []
         self._allocate(max(group.size_bytes for group in self._groups))
@@ -110,7 +117,7 @@ class StreamRing:
                 streamed_bytes=self._streamed_bytes,
                 stall_seconds=self._stall_seconds,
                 reads=self._num_reads,
-                read_seconds=self._read_seconds,
+                read_seconds=self._clock.seconds,
             )
 
     def stop(self) -> None:
@@ -198,13 +205,13 @@ class StreamRing:
                 for streamed in group.units
                 if streamed.host_copy is None
             ]
-            self._note_reading(+1)
+            self._clock.start()
             self._pool.submit(GroupRead(targets, lambda read, load=load: self._on_read(load, read)))
 
     def _on_read(self, load: Load, read: GroupRead) -> None:
         with self._changed:
             self._num_reads += read.num_reads
-            self._note_reading(-1)
+            self._clock.stop()
             if read.error is not None:
                 self._fail(load, read.error)
             elif self._device.shares_host_memory:
@@ -212,14 +219,6 @@ class StreamRing:
             else:
                 load.state = LoadState.READ
             self._changed.notify_all()
-
-    def _note_reading(self, change: int) -> None:
-        """Account for the time in which at least one group is being read. The caller holds the lock."""
-        now = time.perf_counter()
-        if self._num_reading:
-            self._read_seconds += now - self._reading_since
-        self._reading_since = now
-        self._num_reading += change
 
     def _make_ready(self, load: Load) -> None:
         load.state = LoadState.READY

@@ -1,6 +1,6 @@
 """The front door: the weights of one stage on one device, what stays, what streams, and rows of the embedding."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,10 +12,14 @@ from teengined.interfaces.driver import Device
 from teengined.weights.arena import UnitArena
 from teengined.weights.digests import DigestCheck
 from teengined.weights.embedding_rows import RowsOnDevice, RowsOnDisk
-from teengined.weights.groups import UnitGroup, group_units, tiers_of_units
+from teengined.weights.expert_reads import ExpertReads
+from teengined.weights.expert_store import ExpertStore
+from teengined.weights.groups import UnitGroup, experts_of, group_units, tiers_of_units
 from teengined.weights.loads import StreamedGroup, StreamedUnit
 from teengined.weights.options import StreamOptions
 from teengined.weights.package_files import PackageFiles
+from teengined.weights.policy_choice import CacheReport
+from teengined.weights.read_clock import ReadClock
 from teengined.weights.read_pool import ReadPool
 from teengined.weights.ring import StreamRing
 from teengined.weights.statistics import StreamStatistics
@@ -27,7 +31,7 @@ Rows = RowsOnDevice | RowsOnDisk
 
 
 class StageWeights:
-    """Owns every weight byte of a stage. `acquire`, `release`, `rewind` and `embedding_rows` are for one thread.
+    """Owns every weight byte of a stage. What hands out weights is for one thread.
 
     Life: construct -> `open` -> rounds of (`acquire` -> compute -> `release`) over the groups in order -> `close`.
     """
@@ -47,6 +51,8 @@ class StageWeights:
         self._device = device
         self._options = options
         self._tied = dict(manifest.tied_parameters)
+        self._experts = experts_of(manifest, stage)
+        self._expert_plan = stage.experts
         self._units = _units_of_stage(manifest, stage, self.groups)
         self._tiers = tiers_of_units(stage, self._units)
         self._has_embedding = stage.has_embedding
@@ -55,6 +61,9 @@ class StageWeights:
         self._pool: ReadPool | None = None
         self._arenas: list[UnitArena] = []
         self._ring: StreamRing | None = None
+        self._clock = ReadClock()
+        self._reads: ExpertReads | None = None
+        self._store: ExpertStore | None = None
         self._rows: dict[str, Rows] = {}
         self._resident: dict[int, Mapping[str, UnitTensors]] = {}
         self._streamed: dict[int, StreamedGroup] = {}
@@ -127,6 +136,19 @@ class StageWeights:
             raise InternalError(f"{parameter} is no embedding parameter of this stage")
         return self._rows[stored].rows(stored, ids)
 
+    def fetch_experts(
+        self, layer: int, experts: Sequence[int], *, in_order: bool
+    ) -> Generator[tuple[int, UnitTensors]]:
+        """Yield routed experts of a layer one by one with their tensors, as `ExpertStore.fetch`."""
+        if self._store is None:
+            raise InternalError("the weights are not open, or hold every expert")
+        return self._store.fetch(layer, experts, in_order=in_order)
+
+    @property
+    def expert_reports(self) -> tuple[CacheReport, ...]:
+        """Return how each expert cache does; none where every expert is resident."""
+        return self._store.reports if self._store is not None else ()
+
     @property
     def notes(self) -> tuple[str, ...]:
         """Return what people should know about how this stage reads (O_DIRECT refused, package removed while open)."""
@@ -136,12 +158,14 @@ class StageWeights:
     def statistics(self) -> StreamStatistics:
         """Return the counters so far."""
         ring = self._ring.statistics if self._ring is not None else StreamStatistics()
+        experts = self._reads.statistics if self._reads is not None else StreamStatistics()
         rows = set(self._rows.values())
         return StreamStatistics(
-            streamed_bytes=ring.streamed_bytes + sum(row.read_bytes for row in rows),
-            stall_seconds=ring.stall_seconds,
-            reads=ring.reads + sum(row.num_reads for row in rows),
-            read_seconds=ring.read_seconds,
+            streamed_bytes=ring.streamed_bytes + experts.streamed_bytes + sum(row.read_bytes for row in rows),
+            stall_seconds=ring.stall_seconds + experts.stall_seconds,
+            reads=ring.reads + experts.reads + sum(row.num_reads for row in rows),
+            read_seconds=self._clock.seconds,
+            expert_bytes=experts.streamed_bytes,
         )
 
     def close(self) -> None:
@@ -149,14 +173,18 @@ class StageWeights:
         self._rows, self._resident = {}, {}
         ring, pool, files = self._ring, self._pool, self._files
         arenas, self._arenas = self._arenas, []
+        reads, store = self._reads, self._store
         self._ring, self._pool, self._files = None, None, None
-        if ring is not None:
-            ring.stop()
+        self._reads, self._store = None, None
+        for waited_for in (ring, reads):
+            if waited_for is not None:
+                waited_for.stop()
         if pool is not None and not pool.close(self._options.timeout_seconds):
             # A read hangs in the kernel and may still write: its memory and file stay until the process ends.
             return
-        if ring is not None:
-            ring.free()
+        for buffers in (ring, store):
+            if buffers is not None:
+                buffers.free()
         for arena in arenas:
             arena.close()
         if files is not None:
@@ -174,12 +202,23 @@ class StageWeights:
         self._streamed = self._lay_out_streamed(host)
         if self._streamed:
             groups = list(self._streamed.values())
-            self._ring = StreamRing(groups=groups, device=self._device, pool=self._pool, options=options)
+            self._ring = StreamRing(
+                groups=groups, device=self._device, pool=self._pool, options=options, clock=self._clock
+            )
+        self._open_store(self._pool)
         self._load((resident, host), on_progress)
         self._resident = {group.index: self._resident_views(group, resident) for group in self.groups}
         self._open_rows(resident)
         if self._ring is not None:
             self._ring.start()
+
+    def _open_store(self, pool: ReadPool) -> None:
+        """Allocate the expert caches, where the plan has any. Nothing is read before it is asked for."""
+        if self._expert_plan is None:
+            return
+        timeout_seconds = self._options.timeout_seconds
+        self._reads = ExpertReads(pool, self._clock, timeout_seconds=timeout_seconds)
+        self._store = ExpertStore(self._experts, self._expert_plan, self._device, self._reads, self._options)
 
     def _load(self, arenas: Sequence[UnitArena], on_progress: Callable[[int, int], None]) -> None:
         assert self._pool is not None, "opened before"
@@ -255,6 +294,7 @@ class StageWeights:
 def _units_of_stage(manifest: ModelManifest, stage: Stage, groups: Sequence[UnitGroup]) -> dict[str, UnitSpec]:
     """Return every unit that the stage touches, in the manifest's order."""
     wanted = {unit_id for group in groups for unit_id in group.unit_ids}
+    wanted |= {unit.id for unit in experts_of(manifest, stage).values()}
     return {
         unit.id: unit
         for unit in manifest.units

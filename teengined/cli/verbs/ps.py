@@ -22,7 +22,8 @@ def placement_of(deployment: Deployment) -> str:
     shares: dict[str, float] = {}
     for stage in stages:
         kind = stage.device_id.partition(":")[0]
-        shares[kind] = shares.get(kind, 0.0) + stage.resident_bytes / size_bytes
+        cached = 0 if stage.experts is None else stage.experts.cache_bytes
+        shares[kind] = shares.get(kind, 0.0) + (stage.resident_bytes + cached) / size_bytes
     streamed = [unit.tier for stage in stages for unit in stage.units if unit.tier is not Tier.DEVICE]
     rest = max(0.0, 1.0 - sum(shares.values()))
     for tier in (Tier.HOST, Tier.DISK):
@@ -47,6 +48,15 @@ def _share_of(deployment: Deployment) -> str:
     return percent(deployment.tokens_per_second / deployment.bound_tokens_per_second)
 
 
+def _experts_of(deployment: Deployment) -> str:
+    """Return which share of the experts asked for was cached, which could have been, and by which policies."""
+    experts = deployment.experts
+    if experts is None or not experts.policies:
+        return ""
+    policies = "+".join(dict.fromkeys(experts.policies))
+    return f"{percent(experts.hit_rate)} of {percent(experts.best_hit_rate)} {policies}"
+
+
 def _bubbles_of(deployment: Deployment) -> str:
     """Return each stage's idle share, in order of the stages."""
     return " ".join(percent(share) for share in deployment.stage_bubbles)
@@ -66,6 +76,7 @@ COLUMNS: tuple[Column[Deployment], ...] = (
     Column(header="TOK/S", cell=lambda item: rate(item.tokens_per_second), right=True),
     Column(header="BOUND", cell=lambda item: rate(item.bound_tokens_per_second), right=True),
     Column(header="SHARE", cell=_share_of, right=True),
+    Column(header="EXPERTS", cell=_experts_of),
     Column(header="BUBBLES", cell=_bubbles_of),
     Column(header="STATE", cell=lambda item: f"{item.state}: {item.problem}" if item.problem else item.state),
 )
@@ -80,8 +91,9 @@ def command(invocation: Invocation, prefix: str, output: OutputFormat) -> None:
 
     PLACEMENT tells where the bytes rest. RUN and WAIT count sequences, KV the share of its memory that they hold, and
     after a plus what is kept for prompts that begin alike. ALL TOK/S is of all answers together in the last seconds,
-    TOK/S what the last answers reached each, BOUND what the hardware allows one, SHARE how near they came. BUBBLES
-    tells for each stage the share of the time in which it waited for the others.
+    TOK/S what the last answers reached each, BOUND what the hardware allows one, SHARE how near they came. EXPERTS
+    tells how often a routed expert was cached when it was asked for, how often the best cache would have had it, and
+    by which policy. BUBBLES tells for each stage the share of the time in which it waited for the others.
     """
     with invocation.client() as client:
         loaded = client.deployments().deployments

@@ -5,7 +5,7 @@ import pytest
 
 from teengined.cli.main import main
 from teengined.core.device import DeviceSpec
-from teengined.core.plan import Objective, Plan, Stage, StageCost, Tier, UnitPlacement
+from teengined.core.plan import ExpertCache, Objective, Plan, Stage, StageCost, StageExperts, Tier, UnitPlacement
 from teengined.protocol import messages as wire
 
 STAGE = Stage(
@@ -135,8 +135,28 @@ def test_ps_shows_where_the_bytes_are_and_the_share_of_the_bound(daemon, capsys)
 
     assert "cpu 60% disk 40%" in out
     header, row = out.splitlines()
-    assert header.endswith("CONTEXT  RUN  WAIT       KV  ALL TOK/S  TOK/S  BOUND  SHARE  BUBBLES  STATE")
-    assert row.endswith("2048    1     2  25%+50%      120.0   40.0   50.0    80%  5% 31%   ready")
+    assert header.endswith("CONTEXT  RUN  WAIT       KV  ALL TOK/S  TOK/S  BOUND  SHARE  EXPERTS  BUBBLES  STATE")
+    assert row.endswith("2048    1     2  25%+50%      120.0   40.0   50.0    80%  -        5% 31%   ready")
+
+
+def test_ps_shows_how_often_an_expert_was_cached_and_counts_the_cache_to_the_device(daemon, capsys):
+    cache = StageExperts(
+        caches=(ExpertCache(slot_bytes=50, num_slots=4, num_experts=8),),
+        num_bytes=400,
+        bytes_per_token=100,
+        hit_rate=0.5,
+    )
+    stages = (replace(DEPLOYMENT.plan.stages[0], experts=cache), *DEPLOYMENT.plan.stages[1:])
+    figures = wire.ExpertFigures(
+        num_experts=8, num_slots=4, expected_hit_rate=0.5, policies=("lfu",), hit_rate=0.61, best_hit_rate=0.7
+    )
+    routed = replace(DEPLOYMENT, plan=replace(DEPLOYMENT.plan, stages=stages), experts=figures)
+    daemon.answer(wire.ListDeployments, wire.DeploymentList(deployments=(routed,)))
+
+    _, out, _ = run(daemon, capsys, "ps")
+
+    assert "61% of 70% lfu" in out
+    assert "cpu 80% disk 20%" in out
 
 
 def test_ps_leaves_out_what_was_not_measured(daemon, capsys):
@@ -145,7 +165,7 @@ def test_ps_leaves_out_what_was_not_measured(daemon, capsys):
 
     _, out, _ = run(daemon, capsys, "ps")
 
-    assert out.splitlines()[1].split()[-9:] == ["1", "2", "-", "-", "-", "50.0", "-", "-", "ready"]
+    assert out.splitlines()[1].split()[-10:] == ["1", "2", "-", "-", "-", "50.0", "-", "-", "-", "ready"]
 
 
 def test_ps_as_json_is_the_record(daemon, capsys):

@@ -136,6 +136,8 @@ def random_planning(seed: int, *, max_layers: int = 6, max_devices: int = 4, gpu
         kv_elements_per_token=(),
     )
     model = manifest_with_kv(model, rng.choice([1, 16]))
+    if rng.random() < 0.4:
+        model = with_experts(model, rng.choice([2, 4, 9]), per_token=rng.choice([1, 2]), rng=rng)
     devices: list[DeviceSpec] = []
     profiles: dict[str, DeviceProfile] = {}
     for index in range(rng.randint(1, max_devices)):
@@ -160,6 +162,19 @@ def random_planning(seed: int, *, max_layers: int = 6, max_devices: int = 4, gpu
 
 def manifest_with_kv(model: ModelManifest, elements: int) -> ModelManifest:
     return replace(model, kv_elements_per_token=(elements,) * model.num_layers)
+
+
+def with_experts(model: ModelManifest, number: int, *, per_token: int, rng: random.Random) -> ModelManifest:
+    """Give most layers experts of a page, or of two in some layers."""
+    sizes = rng.choice([[1], [1, 2]])
+    experts = [
+        unit(UnitKind.EXPERT, size, layer=layer, expert=expert)
+        for layer in range(model.num_layers)
+        if rng.random() < 0.8
+        for size in [rng.choice(sizes)]
+        for expert in range(number)
+    ]
+    return replace(model, num_experts=number, num_experts_per_token=per_token, units=(*model.units, *experts))
 
 
 def random_links(devices: Sequence[DeviceSpec], rng: random.Random) -> list[LinkProfile]:

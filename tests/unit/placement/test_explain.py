@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
+from teengined.core.model import UnitKind
 from teengined.core.plan import Objective, Plan
 from teengined.placement.advice import suggestions
 from teengined.placement.explain import explain
 from teengined.placement.inputs import PlanningInput
 from teengined.placement.planner import plan
-from tests.unit.placement.fleets import PAGE, Optimal, host, manifest, planning, spec
+from tests.unit.placement.fleets import PAGE, Optimal, host, manifest, planning, spec, unit
 
 
 def streaming() -> PlanningInput:
@@ -67,3 +68,14 @@ def test_a_plan_without_streaming_gets_no_advice() -> None:
     inputs = planning(manifest([2] * 4), [spec(0, 100)])
 
     assert suggestions(inputs, Optimal(), plan(inputs, Optimal())) == ()
+
+
+def test_a_cache_of_experts_is_told_with_its_expected_hit_rate() -> None:
+    experts = [unit(UnitKind.EXPERT, 1, layer=layer, expert=e) for layer in (0, 1) for e in range(4)]
+    dense = manifest([1] * 2, num_experts=4, num_experts_per_token=1)
+    model = replace(dense, units=(*dense.units, *experts))
+
+    text = "\n".join(lines_of(plan(planning(model, [spec(0, 5.1)]), Optimal())))
+
+    assert "experts on cpu:0: cache of 2 of 8, 8.2 kB; expected hit rate 2" in text
+    assert "of its 8.2 kB" in text

@@ -2,15 +2,17 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from teengined.placement.residency import (
+    ExpertSizes,
     StageSizes,
     choose_resident,
     least_bytes,
-    most_bytes,
+    most_saved,
     ring_bytes,
     spread,
 )
@@ -18,7 +20,12 @@ from teengined.placement.residency import (
 
 def stage_of(groups: list[int]) -> StageSizes:
     sizes = tuple(sorted(set(groups), reverse=True))
-    return StageSizes(sizes=sizes, counts=tuple(np.asarray(groups.count(size)) for size in sizes))
+    nothing = np.asarray(0)
+    return StageSizes(
+        sizes=sizes,
+        counts=tuple(np.asarray(groups.count(size)) for size in sizes),
+        experts=ExpertSizes(total_bytes=nothing, least_bytes=nothing, share=1.0),
+    )
 
 
 def best_by_enumeration(groups: list[int], available: int, ring_slots: int, limit: int | None) -> int:
@@ -69,7 +76,7 @@ def test_least_bytes_is_the_smallest_room_in_which_anything_fits(seed: int) -> N
 
 
 @pytest.mark.parametrize("num_sizes", [2, 12])
-def test_most_bytes_is_never_below_the_choice_even_where_that_is_not_exact(num_sizes: int) -> None:
+def test_most_saved_is_never_below_the_choice_even_where_that_is_not_exact(num_sizes: int) -> None:
     rng = random.Random(num_sizes)
     groups = [rng.randint(20, 20 + num_sizes) for _ in range(30)]
     stage = stage_of(groups)
@@ -77,7 +84,40 @@ def test_most_bytes_is_never_below_the_choice_even_where_that_is_not_exact(num_s
     for available in range(0, sum(groups), 11):
         room = np.asarray(available)
         kept = int(choose_resident(stage, room, ring_slots=3).resident_bytes)
-        assert kept <= int(most_bytes(stage, room, ring_slots=3)) <= available or kept == -1
+        assert kept <= int(most_saved(stage, room, ring_slots=3)) <= available or kept == -1
+
+
+def saved_by_enumeration(groups: list[int], experts: ExpertSizes, available: int, ring_slots: int) -> float:
+    """The most bytes of a token that need not move over all subsets of dense groups; -1 where none fits."""
+    best = -1.0
+    for kept in itertools.product([False, True], repeat=len(groups)):
+        resident = sum(size for size, keep in zip(groups, kept, strict=True) if keep)
+        ring = ring_bytes([size for size, keep in zip(groups, kept, strict=True) if not keep], ring_slots)
+        room = available - resident - ring
+        if room >= int(experts.least_bytes):
+            best = max(best, resident + experts.share * min(room, int(experts.total_bytes)))
+    return best
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_beside_experts_no_subset_of_dense_groups_saves_more(seed: int) -> None:
+    rng = random.Random(seed)
+    groups = [rng.choice([2, 3, 7]) for _ in range(rng.randint(1, 8))]
+    total = rng.randint(2, 40)
+    experts = ExpertSizes(
+        total_bytes=np.asarray(total), least_bytes=np.asarray(rng.randint(1, min(6, total))), share=rng.random()
+    )
+    stage = replace(stage_of(groups), experts=experts)
+    available, ring_slots = rng.randint(-2, sum(groups) + total + 3), rng.choice([2, 3, 4])
+    best = saved_by_enumeration(groups, experts, available, ring_slots)
+
+    choice = choose_resident(stage, np.asarray(available), ring_slots=ring_slots)
+
+    assert float(choice.saved_bytes) == pytest.approx(best), f"seed {seed}"
+    relaxed = float(most_saved(stage, np.asarray(available), ring_slots=ring_slots))
+    assert best <= relaxed + 1e-9, f"seed {seed}"
+    least = int(least_bytes(stage, ring_slots=ring_slots))
+    assert (available >= least) == (best >= 0), f"seed {seed}"
 
 
 def test_many_sizes_are_chosen_greedily_and_said_to_be_inexact() -> None:

@@ -1,11 +1,13 @@
 """Where every unit of a stage lies, and how much memory each part takes."""
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from teengined.core.device import LinkProfile
-from teengined.core.model import UnitKind
+from teengined.core.errors import DoesNotFit
+from teengined.core.model import ModelManifest, UnitKind
 from teengined.core.plan import Plan, Tier
 from teengined.interfaces.policy import Assignment
 from teengined.placement.planner import plan
@@ -138,16 +140,96 @@ def test_host_memory_of_other_deployments_is_left_alone() -> None:
     assert Tier.HOST not in tiers(found).values()
 
 
-def test_experts_are_one_group_with_their_layer() -> None:
+def test_experts_of_a_stage_that_keeps_nothing_have_the_least_cache() -> None:
+    found = plan(planning(with_experts(), [spec(0, 100)], resident_fraction=0.0), Optimal())
+    stage = found.stages[0]
+
+    assert list(tiers(found))[1:6] == ["layer.0", *(f"layer.0.expert.{e}" for e in range(4))]
+    assert all(tiers(found)[f"layer.1.expert.{e}"] is Tier.DISK for e in range(4))
+    assert stage.experts is not None
+    assert [(c.slot_bytes, c.num_slots, c.num_experts) for c in stage.experts.caches] == [(PAGE, 2, 8)]
+    # A token goes to one of four in each of two layers, and two of eight are cached.
+    assert stage.experts.bytes_per_token == 2 * PAGE
+    assert found.streamed_bytes_per_token == (2 * 1 + 1 + 2 * (1 - 2 / 8)) * PAGE
+    # One page a millisecond; of four experts one is computed: (1 + 1) for each layer, and the head.
+    assert stage.cost.compute_seconds == pytest.approx((2 * 2 + 1) * 1e-3)
+    assert stage.total_bytes == stage.ring_bytes + 2 * PAGE + stage.kv_bytes + stage.workspace_bytes
+
+
+def test_experts_that_fit_are_resident_and_need_no_cache() -> None:
+    found = plan(planning(with_experts(), [spec(0, 100)]), Optimal())
+
+    assert found.stages[0].experts is None
+    assert set(tiers(found).values()) == {Tier.DEVICE}
+    assert found.stages[0].resident_bytes == (2 * 5 + 2) * PAGE
+    assert found.streamed_bytes_per_token == 0
+
+
+@pytest.mark.parametrize("pages", range(5, 12))
+def test_dense_parts_stay_first_and_the_cache_gets_every_slot_that_is_left(pages: int) -> None:
+    # Two layers and the head are three pages; a little room is for KV and workspace.
+    found = plan(planning(with_experts(), [spec(0, pages + 0.2)]), Optimal())
+    stage = found.stages[0]
+
+    assert tiers(found)["layer.0"] is tiers(found)["head"] is Tier.DEVICE
+    if pages >= 11:
+        assert stage.experts is None
+        return
+    assert stage.experts is not None
+    assert stage.experts.caches[0].num_slots == pages - 3
+    assert stage.experts.hit_rate == pytest.approx((pages - 3 + 0.2) / 8, abs=0.03)
+    assert stage.total_bytes <= (pages + 0.2) * PAGE
+
+
+def test_a_budget_below_two_experts_is_refused_with_the_smallest_that_works() -> None:
+    model = with_experts()
+    with pytest.raises(DoesNotFit, match="only 2 experts are cached") as caught:
+        plan(planning(model, [spec(0, 2)]), Optimal())
+    told = re.search(r"(\d+) bytes\) on cpu:0", caught.value.message)
+    assert told is not None
+    least = int(told.group(1))
+
+    def fits(num_bytes: int) -> bool:
+        device = replace(spec(0, 0), memory_bytes=num_bytes)
+        try:
+            return plan(planning(model, [device]), Optimal()).stages[0].total_bytes <= num_bytes
+        except DoesNotFit:
+            return False
+
+    assert fits(least)
+    assert not fits(least - 1)
+
+
+def test_a_gpu_has_a_second_cache_of_experts_in_host_memory() -> None:
+    gpu = spec(0, 6.2, "cuda")
+    profiles = {gpu.id: profile(gpu, copies=4)}
+    without = plan(planning(with_experts(), [gpu], profiles), Optimal()).stages[0]
+    found = plan(planning(with_experts(), [gpu], profiles, host=host(memory_pages=6)), Optimal()).stages[0]
+
+    assert found.experts is not None
+    assert [(c.num_slots, c.num_host_slots) for c in found.experts.caches] == [(3, 6)]
+    assert found.cost.host_seconds == without.cost.host_seconds
+    assert found.cost.disk_seconds == pytest.approx(2 * (1 - 6 / 8) * 1e-3)
+
+
+def test_experts_of_two_sizes_have_slots_of_two_sizes_in_proportion() -> None:
+    dense = manifest([1] * 2, num_experts=4, num_experts_per_token=1)
+    experts = [unit(UnitKind.EXPERT, 1 + layer, layer=layer, expert=e) for layer in (0, 1) for e in range(4)]
+    model = replace(dense, units=(*dense.units, *experts))
+    # 4 x 2 and 4 x 1 pages of experts; beside the dense pages 9.1 are left.
+    stage = plan(planning(model, [spec(0, 3 + 9.1 + 0.1)]), Optimal()).stages[0]
+
+    assert stage.experts is not None
+    slots = {cache.slot_bytes // PAGE: cache.num_slots for cache in stage.experts.caches}
+    assert slots == {2: 3, 1: 3}
+    assert stage.experts.cache_bytes == 9 * PAGE
+
+
+def with_experts() -> ModelManifest:
+    """Two layers of a page, each with four experts of a page, of which a token goes to one; a head of a page."""
     dense = manifest([1] * 2, num_experts=4, num_experts_per_token=1)
     experts = [unit(UnitKind.EXPERT, 1, layer=layer, expert=e) for layer in (0, 1) for e in range(4)]
-    model = replace(dense, units=(*dense.units, *experts))
-    found = plan(planning(model, [spec(0, 100)], resident_fraction=0.0), Optimal())
-
-    assert found.streamed_bytes_per_token == (2 * 5 + 1) * PAGE
-    assert list(tiers(found))[1:6] == ["layer.0", *(f"layer.0.expert.{e}" for e in range(4))]
-    # One page a millisecond; of four experts one is computed: (1 + 1) for each layer, and the head.
-    assert found.stages[0].cost.compute_seconds == pytest.approx((2 * 2 + 1) * 1e-3)
+    return replace(dense, units=(*dense.units, *experts))
 
 
 def test_stage_time_is_the_largest_part_plus_the_hop_and_the_sums_are_the_plans() -> None:
