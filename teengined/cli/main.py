@@ -46,6 +46,7 @@ SECTIONS: Mapping[str, Mapping[str, Entry]] = {
     },
     "Daemon": {
         "status": Entry("status", "Show the daemon, its devices and its models."),
+        "metrics": Entry("metrics", "Print the daemon's metrics, as Prometheus reads them."),
         "config": Entry("config", "Show and check the configuration."),
         "plugins": Entry("plugins", "List drivers, policies, precisions, transports and sources."),
         "doctor": Entry("doctor", "Check this host and say how to mend what is wrong."),

@@ -57,6 +57,8 @@ class Deployment:
     """Of all answers together, over the last seconds."""
     stage_bubbles: tuple[float, ...] = ()
     """For each stage: the share of the time with steps under way in which it had nothing to do."""
+    stage_bubble_seconds: tuple[float, ...] = ()
+    """For each stage: all of that time since the load."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ streams send others before it.
     ListPlugins                                PluginList
     ShowConfig                                 ConfigReply
     MeasureDevices  LoadProgress               Profiles
+    GetMetrics                                 Metrics
     Drain                                      Done
 """
 
@@ -57,6 +58,7 @@ from teengined.protocol.loading_messages import (
     PlanReply,
     UnloadModel,
 )
+from teengined.protocol.metric_messages import Distribution, GetMetrics, MetricFamily, Metrics, MetricSeries
 
 __all__ = [
     "CLIENT_MESSAGES",
@@ -67,6 +69,7 @@ __all__ = [
     "Deployment",
     "DeploymentList",
     "DeviceStatus",
+    "Distribution",
     "Done",
     "Drain",
     "Embed",
@@ -74,6 +77,7 @@ __all__ = [
     "ErrorReply",
     "Finished",
     "Generate",
+    "GetMetrics",
     "GetStatus",
     "Grant",
     "Hello",
@@ -85,6 +89,9 @@ __all__ = [
     "LoadProgress",
     "Loaded",
     "MeasureDevices",
+    "MetricFamily",
+    "MetricSeries",
+    "Metrics",
     "ModelDetail",
     "ModelList",
     "ModelSummary",
@@ -344,6 +351,8 @@ CLIENT_MESSAGES: Mapping[str, type] = {
     "config": ConfigReply,
     "measure_devices": MeasureDevices,
     "profiles": Profiles,
+    "get_metrics": GetMetrics,
+    "metrics": Metrics,
     "drain": Drain,
     "done": Done,
     "error": ErrorReply,

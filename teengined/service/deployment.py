@@ -27,6 +27,8 @@ from teengined.scheduler.scheduler import Scheduler
 from teengined.service.admission import ModelLimits
 from teengined.service.answer import Answer
 from teengined.service.answers import AnswerTable
+from teengined.service.metrics.call_meter import CallMeter
+from teengined.service.metrics.model_meter import ModelMeter
 from teengined.service.pipeline import FinishedStep, Pipeline
 from teengined.service.prompts import PromptReader
 from teengined.service.settings import LimitSettings, WorkerSettings
@@ -69,6 +71,8 @@ class LoadedModel:
     worker_settings: WorkerSettings
     state: str = "loading"
     problem: str = ""
+    meter: ModelMeter = field(init=False)
+    calls: CallMeter = field(default_factory=CallMeter)
     _pipeline: Pipeline = field(init=False)
     _answers: AnswerTable = field(init=False)
     _num_sequences: int = 0
@@ -78,6 +82,7 @@ class LoadedModel:
 
     def __post_init__(self) -> None:
         """Wire the parts that belong to this deployment alone."""
+        self.meter = ModelMeter(len(self.stages.device_ids))
         self._answers = AnswerTable(speed=self.speed)
         self._pipeline = Pipeline(
             stages=self.stages,
@@ -208,6 +213,7 @@ class LoadedModel:
             num_preempted=scheduler.num_preempted,
             total_tokens_per_second=meter.tokens_per_second(time.monotonic()),
             stage_bubbles=meter.bubbles,
+            stage_bubble_seconds=tuple(meter.bubble_seconds),
         )
 
     def on_message(self, device_id: str, message: Any) -> None:
@@ -239,6 +245,7 @@ class LoadedModel:
                 self._feed(pending, now)
                 for run in self.scheduler.next_runs(now):
                     self._answers.begin(run, now)
+                    self.meter.note_run(run, now)
                     self._pipeline.run(run)
         except PluginError as error:
             self._give_up(error)
@@ -246,7 +253,11 @@ class LoadedModel:
 
     def _feed(self, pending: deque[Event], now: float) -> None:
         while pending:
-            for instruction in self.scheduler.handle(pending.popleft(), now):
+            event = pending.popleft()
+            instructions = self.scheduler.handle(event, now)
+            self.meter.note_event(event, now)
+            for instruction in instructions:
+                self.meter.note_instruction(instruction, now)
                 pending.extend(self._answers.obey(instruction, now))
 
     def _give_up(self, error: PluginError) -> None:
@@ -262,6 +273,7 @@ class LoadedModel:
             with contextlib.suppress(PluginError):  # Its policy may be what failed.
                 self.scheduler.handle(event, time.monotonic())
         self._answers.fail_all(error)
+        self.meter.forget_sequences()
         self._note_idle()
 
     def _note_idle(self) -> None:
@@ -270,6 +282,7 @@ class LoadedModel:
 
     def _on_step_finished(self, step: FinishedStep) -> None:
         self._answers.note_streamed(step)
+        self.meter.note_step(step.parts)
         if step.error is None:
             self.speed.learn(step.parts, sum(len(part.token_ids) for part in step.run.parts))
             self._advance(step.event)
