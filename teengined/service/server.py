@@ -22,6 +22,7 @@ from teengined.protocol.codec import CodecLimits, Envelope, correlation_of, deco
 from teengined.protocol.messages import CLIENT_MESSAGES, Cancel, Done, ErrorReply, Finished, PlanReply, Scored
 from teengined.service.admission import owner_of
 from teengined.service.detached_threads import DetachedThreads
+from teengined.service.frames import receive_frames
 from teengined.service.metrics.call_meter import SocketMeter
 from teengined.service.outbox import Outbox, Sent
 from teengined.service.settings import ProtocolSettings
@@ -83,6 +84,7 @@ class Server:
     settings: ProtocolSettings
     handlers: HandlerTable
     meter: SocketMeter = field(default_factory=SocketMeter)
+    receive: Callable[[Any], Awaitable[list[zmq.Frame]]] = receive_frames
     _limits: CodecLimits = field(init=False)
     _reply_limits: CodecLimits = field(init=False)
     _outbox: Outbox = field(init=False)
@@ -112,7 +114,7 @@ class Server:
         probing = asyncio.create_task(self._probe())
         try:
             while True:
-                frames = await self.socket.recv_multipart(copy=False)
+                frames = await self.receive(self.socket)
                 client, content = frames[0].bytes, [frame.bytes for frame in frames[1:]]
                 try:
                     self._take(client, content, _peer_address(frames[-1]))

@@ -94,6 +94,12 @@ class ProtocolSettings:
         "Kept by ZeroMQ for each client: one with many answers gets a chunk of each at once.",
         minimum=1,
     )
+    receive_queue: int = setting(
+        64,
+        "messages",
+        "Read ahead by ZeroMQ for each client while the daemon is busy; each may be four times max_message.",
+        minimum=1,
+    )
     max_pending: int = setting(
         1024, "messages", "Kept beyond that for each client; then its requests are cancelled.", minimum=1
     )
