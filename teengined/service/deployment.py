@@ -145,7 +145,8 @@ class LoadedModel:
 
     def _check_taking(self) -> None:
         if self.state not in ("ready", "loading"):
-            raise WorkerLost(f"{self.name} is {self.state}: {self.problem}", hint=f"`teengine load {self.name}` again")
+            why = f": {self.problem}" if self.problem else ""
+            raise WorkerLost(f"{self.name} is {self.state}{why}", hint=f"`teengine load {self.name}` again")
 
     def submit(self, submission: Submission) -> Answer:
         """Queue a request and return its answer, whose `ended` is the end. Its caller must `release` it.
