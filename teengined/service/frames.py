@@ -1,7 +1,7 @@
 """Messages as they come from the client socket, whatever their senders made of them."""
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import zmq
 
@@ -11,6 +11,7 @@ __all__ = ["receive_frames"]
 _MAX_FRAMES = 4
 # ZeroMQ bounds the size of a frame, not their number: between so many of them, others are served.
 _FRAMES_AT_ONCE = 512
+_receive_now: Any = cast("Any", zmq.Socket).recv
 
 
 async def receive_frames(socket: Any) -> list[zmq.Frame]:
@@ -19,7 +20,7 @@ async def receive_frames(socket: Any) -> list[zmq.Frame]:
     more, num_frames = frames[0].more, 1
     while more:
         # The rest of a message is there when its beginning is, so this needs no future.
-        frame: Any = zmq.Socket.recv(socket, zmq.DONTWAIT, copy=False)
+        frame = _receive_now(socket, zmq.DONTWAIT, copy=False)
         more, num_frames = frame.more, num_frames + 1
         if num_frames <= _MAX_FRAMES:
             frames.append(frame)

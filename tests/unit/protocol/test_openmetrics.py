@@ -1,6 +1,7 @@
 """What we expose is read back by the parser that comes with Prometheus' own client."""
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from teengined.protocol.openmetrics import openmetrics_text
 LABELS = st.dictionaries(st.sampled_from(["model", "device", "outcome"]), st.text(max_size=30), max_size=3)
 
 
-def family(*series: MetricSeries, kind: str = "gauge", name: str = "thing", unit: str = "") -> MetricFamily:
+def family(*series: MetricSeries, kind: Any = "gauge", name: str = "thing", unit: str = "") -> MetricFamily:
     return MetricFamily(name=name, kind=kind, help='How "much"\nof \\ it.', unit=unit, series=series)
 
 
