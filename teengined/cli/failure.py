@@ -11,6 +11,7 @@ from typing import TextIO
 
 import click
 
+from teengined.cli.prose import printable
 from teengined.core.errors import DiskFull, InternalError, TeengineError
 
 __all__ = ["BROKEN_PIPE", "INTERRUPTED", "lines_of", "report", "say_error"]
@@ -53,10 +54,10 @@ def lines_of(error: BaseException, words: Sequence[str] = ()) -> tuple[str, str,
 
 
 def say_error(message: str, hint: str, stream: TextIO) -> None:
-    """Write the two lines. A line break inside a message would look like a second message."""
-    stream.write(f"error: {' '.join(message.split())}\n")
+    """Write the two lines. A break inside a message would look like a second message, and names in it are anyone's."""
+    stream.write(f"error: {printable(' '.join(message.split()))}\n")
     if hint:
-        stream.write(f"hint: {' '.join(hint.split())}\n")
+        stream.write(f"hint: {printable(' '.join(hint.split()))}\n")
     stream.flush()
 
 

@@ -13,6 +13,7 @@ import click
 
 from teengined.cli.failure import BROKEN_PIPE, report
 from teengined.cli.invocation import Invocation, shared_options
+from teengined.core.nearest import nearest
 
 __all__ = ["SECTIONS", "Entry", "VerbTable", "cli", "main"]
 
@@ -47,6 +48,7 @@ SECTIONS: Mapping[str, Mapping[str, Entry]] = {
     },
     "Daemon": {
         "status": Entry("status", "Show the daemon, its devices and its models."),
+        "metrics": Entry("metrics", "Print the daemon's metrics, as Prometheus reads them."),
         "config": Entry("config", "Show and check the configuration."),
         "plugins": Entry("plugins", "List drivers, policies, precisions, transports and sources."),
         "doctor": Entry("doctor", "Check this host and say how to mend what is wrong."),
@@ -69,6 +71,15 @@ class VerbTable(click.Group):
             if cmd_name in verbs:
                 return importlib.import_module(f"teengined.cli.verbs.{verbs[cmd_name].module}").command
         return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb. A name that is none may be a slip of the hand."""
+        near = nearest(args[0], self.list_commands(ctx))
+        if near and not any(args[0] in verbs for verbs in SECTIONS.values()):
+            ctx.fail(f"No such command {args[0]!r}; did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb. A reader that went away is an exit code; click would make it a plain failure."""

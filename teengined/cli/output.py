@@ -35,6 +35,7 @@ class OutputFormat(StrEnum):
     """How a listing is written."""
 
     TABLE = "table"
+    TEXT = "text"
     JSON = "json"
     JSONL = "jsonl"
     NAME = "name"

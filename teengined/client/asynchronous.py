@@ -1,12 +1,13 @@
 """The asyncio client: the blocking client's verbs, any number of calls at once on one connection."""
 
-from teengined.client.asyncio_connection import AsyncConnection, OnProgress
+from teengined.client.asyncio_connection import OnProgress
+from teengined.client.asyncio_inspection import AsyncInspection
 from teengined.protocol import messages as wire
 
 __all__ = ["AsyncClient"]
 
 
-class AsyncClient(AsyncConnection):
+class AsyncClient(AsyncInspection):
     """As `teengined.client.Client`, for one event loop. Calls may run side by side."""
 
     async def status(self) -> wire.Status:
@@ -44,14 +45,6 @@ class AsyncClient(AsyncConnection):
     async def cancel(self, request_id: str) -> None:
         """Stop a request."""
         await self._call(wire.Cancel(request_id=request_id), wire.Done)
-
-    async def plugins(self) -> wire.PluginList:
-        """Return the installed plugins."""
-        return await self._call(wire.ListPlugins(), wire.PluginList)
-
-    async def config(self) -> wire.ConfigReply:
-        """Return the running configuration and where each value came from."""
-        return await self._call(wire.ShowConfig(), wire.ConfigReply)
 
     async def measure(self, refresh: bool = False, on_progress: OnProgress | None = None) -> wire.Profiles:
         """Return what the devices, the disk and the links were measured to do."""

@@ -1,12 +1,13 @@
 """The blocking client. One thread at a time; open one client for each thread."""
 
-from teengined.client.blocking_connection import BlockingConnection, OnProgress
+from teengined.client.blocking_connection import OnProgress
+from teengined.client.blocking_inspection import BlockingInspection
 from teengined.protocol import messages as wire
 
 __all__ = ["Client"]
 
 
-class Client(BlockingConnection):
+class Client(BlockingInspection):
     """A connection to the daemon of this host.
 
     Every method raises the class of `teengined.core.errors` that the daemon's error names, `DaemonUnreachable` where
@@ -50,14 +51,6 @@ class Client(BlockingConnection):
     def cancel(self, request_id: str) -> None:
         """Stop a request. May be called while an answer is being read."""
         self._call(wire.Cancel(request_id=request_id), wire.Done)
-
-    def plugins(self) -> wire.PluginList:
-        """Return the installed plugins."""
-        return self._call(wire.ListPlugins(), wire.PluginList)
-
-    def config(self) -> wire.ConfigReply:
-        """Return the running configuration and where each value came from."""
-        return self._call(wire.ShowConfig(), wire.ConfigReply)
 
     def measure(self, refresh: bool = False, on_progress: OnProgress | None = None) -> wire.Profiles:
         """Return what the devices, the disk and the links were measured to do."""

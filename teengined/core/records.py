@@ -6,13 +6,14 @@ and other unions, `tuple[X, ...]`, fixed tuples, `Mapping[str, X]`, and nested d
 """
 
 import dataclasses
-import difflib
 import enum
 import functools
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
+
+from teengined.core.nearest import nearest
 
 __all__ = ["RecordError", "from_mapping", "to_mapping"]
 
@@ -86,9 +87,9 @@ def from_mapping(record: type[T], value: Any, path: str = "") -> T:
 def _refuse_unknown_keys(table: Mapping[Any, Any], hints: Mapping[str, Any], path: str) -> None:
     for key in table:
         if not isinstance(key, str) or key not in hints:
-            near = difflib.get_close_matches(str(key), list(hints), n=1)
+            near = nearest(key, hints) if isinstance(key, str) else ()
             suggestion = f"; did you mean {near[0]!r}?" if near else ""
-            raise RecordError(path, f"unknown key {key!r}{suggestion}")
+            raise RecordError(path, f"unknown key {key!r:.80}{suggestion}")
 
 
 @functools.cache
@@ -180,7 +181,7 @@ def _convert_table(hint: Any, value: Any, path: str) -> dict[str, Any]:
     for key in table:
         if not isinstance(key, str):
             raise RecordError(path, f"expected text as key, got {_name_of(key)}")
-    return {key: _convert(hint, item, f"{path}.{key}") for key, item in table.items()}
+    return {key: _convert(hint, item, f"{path}.{key:.80}") for key, item in table.items()}
 
 
 def _name_of(value: Any) -> str:

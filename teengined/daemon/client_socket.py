@@ -50,6 +50,7 @@ def bind_client_socket(
     router: Any = context.socket(zmq.ROUTER)
     router.setsockopt(zmq.ROUTER_MANDATORY, 1)
     router.setsockopt(zmq.SNDHWM, config.protocol.send_queue)
+    router.setsockopt(zmq.RCVHWM, config.protocol.receive_queue)
     router.setsockopt(zmq.MAXMSGSIZE, _REFUSAL_FACTOR * config.protocol.max_message)
     router.setsockopt(zmq.LINGER, _LINGER_MILLISECONDS)
     router.setsockopt(zmq.BACKLOG, _BACKLOG)

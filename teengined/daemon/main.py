@@ -54,6 +54,11 @@ async def _run(inventory: Inventory, directories: Directories) -> None:
         loop.add_signal_handler(number, on_signal)
     notifier = Notifier()
     daemon = wire(inventory, directories, draining.set)
+    try:
+        await daemon.metrics.open()
+    except BaseException:
+        await daemon.close(now=True)
+        raise
     serving = asyncio.create_task(daemon.server.serve())
     watchdog = asyncio.create_task(notifier.keep_watchdog())
     notifier.ready(f"listening on {daemon.endpoint}")

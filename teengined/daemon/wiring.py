@@ -26,7 +26,10 @@ from teengined.service.deployments import DeploymentSet
 from teengined.service.devices import describe_devices, resolve_devices
 from teengined.service.disk_health import DiskHealth
 from teengined.service.grammar_check import CheckLimits, GrammarChecker
+from teengined.service.handlers.metrics import read_metrics
 from teengined.service.handlers.table import handler_table
+from teengined.service.metrics.call_meter import SocketMeter
+from teengined.service.metrics.listener import MetricsListener
 from teengined.service.planning import Planner
 from teengined.service.profiles import ProfileStore
 from teengined.service.server import Server
@@ -52,6 +55,7 @@ class Daemon:
 
     context: ServiceContext
     server: Server
+    metrics: MetricsListener
     _socket: ClientSocket
     _runtime: RuntimeDirectory
     _zmq: zmq.asyncio.Context
@@ -63,6 +67,7 @@ class Daemon:
 
     async def close(self, *, now: bool = False) -> None:
         """Fail what runs, stop the workers (`now`: kill them), and give everything back."""
+        await self.metrics.close()
         await self.context.deployments.abandon()
         await asyncio.sleep(0)  # Calls that just failed answer their clients.
         await self.server.close()
@@ -111,8 +116,11 @@ def wire(inventory: Inventory, directories: Directories, request_drain: Callable
         runtime.close()
         raise
     service = _service(inventory, directories, pool, request_drain)
-    server = Server(socket=socket.router, settings=config.protocol, handlers=handler_table(service))
-    return Daemon(context=service, server=server, _socket=socket, _runtime=runtime, _zmq=context)
+    server = Server(
+        socket=socket.router, settings=config.protocol, handlers=handler_table(service), meter=service.socket_meter
+    )
+    listener = MetricsListener(config.metrics, lambda: read_metrics(service).text)
+    return Daemon(context=service, server=server, metrics=listener, _socket=socket, _runtime=runtime, _zmq=context)
 
 
 def _service(
@@ -149,6 +157,7 @@ def _service(
         pool=pool,
         deployments=deployments,
         grammars=GrammarChecker(_check_limits(config.checks)),
+        socket_meter=SocketMeter(deployments.calls_of),
         request_drain=request_drain,
     )
 

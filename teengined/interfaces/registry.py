@@ -5,7 +5,6 @@ stops the load with an error that names it: a daemon that quietly runs without a
 it does not start. Imports no torch, and no plugin by name.
 """
 
-import difflib
 import importlib.metadata
 import inspect
 import re
@@ -17,6 +16,7 @@ from typing import Any, Generic, TypeVar
 import pluggy
 
 from teengined.core.errors import ConfigError, PluginError, SourceError
+from teengined.core.nearest import nearest
 from teengined.interfaces import hookspecs
 from teengined.interfaces.driver import Driver
 from teengined.interfaces.policy import PlacementPolicy, SchedulingPolicy
@@ -226,9 +226,9 @@ class _Shelf(Generic[T]):
         if name in self.instances:
             return self.instances[name]
         installed = sorted(self.instances)
-        near = difflib.get_close_matches(name, installed, n=1)
+        near = nearest(name, installed)
         raise ConfigError(
-            f"no {self.kind} named {name!r} is installed; there are: {', '.join(installed) or 'none'}",
+            f"no {self.kind} named {name!r:.80} is installed; there are: {', '.join(installed) or 'none'}",
             hint=f"did you mean {near[0]!r}?" if near else "`teengine plugins ls` shows every plugin",
         )
 
@@ -278,7 +278,7 @@ def _check_blocked(blocked: Collection[str], found: list[_Origin]) -> None:
     known = {name for origin in found for name in origin.known_as}
     for name in blocked:
         if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=1)
+            near = nearest(name, sorted(known))
             raise ConfigError(
                 f"blocked plugin {name!r} is not installed",
                 hint=f"did you mean {near[0]!r}?" if near else "`teengine plugins ls` shows every plugin",

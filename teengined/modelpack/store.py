@@ -1,11 +1,11 @@
 """The directory of model packages on a host: what is there, where it is, and how to be rid of it. Torch-free."""
 
 import contextlib
-import difflib
 from pathlib import Path
 
 from teengined.core.errors import Conflict, PackageError, UnknownModel
 from teengined.core.model import ModelManifest
+from teengined.core.nearest import nearest
 from teengined.modelpack.layout import MANIFEST_FILE
 from teengined.modelpack.manifest import check_files, read_manifest
 from teengined.modelpack.naming import directory_of, name_in
@@ -113,7 +113,7 @@ class PackageStore:
 
     def _hint(self, name: str) -> str:
         names = self.names()
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        near = nearest(name, names, num_names=3, cutoff=0.5)
         if near:
             return f"did you mean {', '.join(near)}?"
         if names:

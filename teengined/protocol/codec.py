@@ -6,7 +6,7 @@ A short message of hostile msgpack can expand many times in memory, so depth and
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgpack
 
@@ -15,9 +15,11 @@ from teengined.core.records import RecordError, from_mapping, to_mapping
 
 __all__ = ["HEADER", "PROTOCOL_VERSION", "CodecLimits", "Envelope", "correlation_of", "decode", "encode"]
 
+T = TypeVar("T")
 PROTOCOL_VERSION = 1
 _MAGIC = b"TE"
-_STRUCTURES = frozenset({list, dict})
+# A message's own array, around its fields.
+_ENVELOPE_STRUCTURES = 1
 # An array header of at most 5 bytes and a number of at most 9.
 _CORRELATION_BYTES = 16
 HEADER = _MAGIC + bytes([PROTOCOL_VERSION])
@@ -112,9 +114,12 @@ def _check_frames(frames: Sequence[bytes], limits: CodecLimits) -> None:
 
 
 def _unpack(body: bytes, limits: CodecLimits) -> Any:
+    count = None if limits.max_structures is None else _Count(limits.max_structures)
     try:
         return msgpack.unpackb(
             body,
+            list_hook=count,
+            object_hook=count,
             strict_map_key=True,
             max_array_len=limits.max_items,
             max_map_len=1024,
@@ -122,6 +127,23 @@ def _unpack(body: bytes, limits: CodecLimits) -> Any:
         )
     except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
         raise ProtocolError(f"not valid msgpack within the limits: {error!s:.200}") from error
+
+
+class _Count:
+    """Counts arrays and tables while they are read, so that a message of millions ends before they are made."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._num_found = -_ENVELOPE_STRUCTURES
+
+    def __call__(self, structure: T) -> T:
+        self._num_found += 1
+        if self._num_found > self._limit:
+            raise MessageTooLarge(
+                f"more than {self._limit} arrays and tables in one message",
+                hint="send less at once, or raise protocol.max_structures",
+            )
+        return structure
 
 
 def _decode_body(body: bytes, tags: Mapping[str, type], limits: CodecLimits) -> Envelope:
@@ -135,34 +157,9 @@ def _decode_body(body: bytes, tags: Mapping[str, type], limits: CodecLimits) -> 
     if cls is None:
         raise ProtocolError(f"unknown message {tag!r:.60}")
     try:
-        _check_structures(fields, tag, limits.max_structures)
         return Envelope(correlation=correlation, message=from_mapping(cls, fields))
     except RecordError as error:
         raise ProtocolError(f"{tag}: {error}") from error
-
-
-def _check_structures(fields: Any, tag: str, limit: int | None) -> None:
-    """Count the arrays and tables of a message, with no work for each of the values in between."""
-    found: list[Any] = [fields]
-    num_found = 1
-    while limit is not None and found:
-        inner = _structures_in(found.pop())
-        num_found += len(inner)
-        if num_found > limit:
-            raise MessageTooLarge(
-                f"{tag}: more than {limit} arrays and tables in one message",
-                hint="send less at once, or raise protocol.max_structures",
-            )
-        found += inner
-
-
-def _structures_in(structure: Any) -> list[Any]:
-    values = cast(
-        "list[Any]", list(cast("dict[str, Any]", structure).values()) if isinstance(structure, dict) else structure
-    )
-    if not isinstance(structure, (dict, list)) or _STRUCTURES.isdisjoint(map(type, values)):
-        return []
-    return [value for value in values if type(value) in _STRUCTURES]
 
 
 def _is_correlation(value: Any) -> bool:

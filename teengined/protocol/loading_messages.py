@@ -81,6 +81,8 @@ class Deployment:
     """For each stage: the share of the time with steps under way in which it had nothing to do."""
     experts: ExpertFigures | None = None
     """None where no routed expert is streamed."""
+    stage_bubble_seconds: tuple[float, ...] = ()
+    """For each stage: all of that time since the load."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

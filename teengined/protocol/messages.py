@@ -23,6 +23,7 @@ streams send others before it.
     ListPlugins                                PluginList
     ShowConfig                                 ConfigReply
     MeasureDevices  LoadProgress               Profiles
+    GetMetrics                                 Metrics
     Drain                                      Done
 """
 
@@ -58,6 +59,7 @@ from teengined.protocol.loading_messages import (
     PlanReply,
     UnloadModel,
 )
+from teengined.protocol.metric_messages import Distribution, GetMetrics, MetricFamily, Metrics, MetricSeries
 
 __all__ = [
     "CLIENT_MESSAGES",
@@ -69,6 +71,7 @@ __all__ = [
     "DeploymentList",
     "DeviceStatus",
     "DiskStatus",
+    "Distribution",
     "Done",
     "Drain",
     "Embed",
@@ -77,6 +80,7 @@ __all__ = [
     "ExpertFigures",
     "Finished",
     "Generate",
+    "GetMetrics",
     "GetStatus",
     "Grant",
     "Hello",
@@ -88,6 +92,9 @@ __all__ = [
     "LoadProgress",
     "Loaded",
     "MeasureDevices",
+    "MetricFamily",
+    "MetricSeries",
+    "Metrics",
     "ModelDetail",
     "ModelList",
     "ModelSummary",
@@ -360,6 +367,8 @@ CLIENT_MESSAGES: Mapping[str, type] = {
     "config": ConfigReply,
     "measure_devices": MeasureDevices,
     "profiles": Profiles,
+    "get_metrics": GetMetrics,
+    "metrics": Metrics,
     "drain": Drain,
     "done": Done,
     "error": ErrorReply,

@@ -25,10 +25,16 @@ class PipelineMeter:
     _active_seconds: float = 0.0
     _num_tokens: float = 0.0
     _busy_seconds: list[float] = field(init=False)
+    bubble_seconds: list[float] = field(init=False)
+    """For each stage, since the beginning: time with steps under way in which it had nothing to do. Never falls."""
+    _all_active_seconds: float = 0.0
+    _all_busy_seconds: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
         """Begin with nothing."""
         self._busy_seconds = [0.0] * self.num_stages
+        self.bubble_seconds = [0.0] * self.num_stages
+        self._all_busy_seconds = [0.0] * self.num_stages
 
     def start(self, now_seconds: float) -> None:
         """Note that a step went to the stages."""
@@ -45,8 +51,17 @@ class PipelineMeter:
         self._busy_seconds = [
             before * keep + seconds for before, seconds in zip(self._busy_seconds, busy_seconds, strict=True)
         ]
+        self._add_up(elapsed, busy_seconds)
         self._counted_until = now_seconds
         self._num_in_flight = max(0, self._num_in_flight - 1)
+
+    def _add_up(self, elapsed: float, busy_seconds: Sequence[float]) -> None:
+        """Keep the sums since the beginning. Steps overlap, so one alone may be longer than what passed meanwhile."""
+        self._all_active_seconds += elapsed
+        for index, seconds in enumerate(busy_seconds):
+            self._all_busy_seconds[index] += seconds
+            idle = self._all_active_seconds - self._all_busy_seconds[index]
+            self.bubble_seconds[index] = max(self.bubble_seconds[index], idle)
 
     def abandon(self) -> None:
         """Note that no step is under way any more, because the stages were lost."""

@@ -18,6 +18,7 @@ from teengined.core.errors import ConfigError
 from teengined.core.quantities import parse_bytes, parse_seconds
 from teengined.core.records import RecordError, from_mapping, to_mapping
 from teengined.protocol.messages import ConfigItem
+from teengined.service.metrics.http import loopback_address
 from teengined.service.settings import Config, DeviceSettings
 
 __all__ = ["DEFAULT_CONF_DIR", "DEFAULT_FILE", "ConfigSources", "LoadedConfig", "load_config", "validate_file"]
@@ -173,10 +174,19 @@ def _build(tables: Mapping[str, Any], origin: str) -> Config:
             raise ConfigError(
                 f"{origin}: devices[{index}].id: {device.id!r} is not `<driver>:<index>`, such as 'cpu:0'"
             )
+    if config.metrics.listen:
+        _check_listen(config.metrics.listen, origin)
     ids = [device.id for device in config.devices]
     if duplicates := sorted({name for name in ids if ids.count(name) > 1}):
         raise ConfigError(f"{origin}: device {duplicates[0]!r} is configured twice")
     return config
+
+
+def _check_listen(text: str, origin: str) -> None:
+    try:
+        loopback_address(text)
+    except ValueError as error:
+        raise ConfigError(f"{origin}: metrics.listen: {error}", hint='write it as "127.0.0.1:9464"') from error
 
 
 def _check_together(config: Config, origin: str) -> None:

@@ -10,6 +10,7 @@ from teengined.modelpack.store import PackageStore
 from teengined.service.config import LoadedConfig
 from teengined.service.deployments import DeploymentSet
 from teengined.service.grammar_check import GrammarChecker
+from teengined.service.metrics.call_meter import SocketMeter
 from teengined.service.planning import Planner
 from teengined.service.profiles import ProfileStore
 from teengined.service.workers import WorkerPool
@@ -34,5 +35,6 @@ class ServiceContext:
     pool: WorkerPool
     deployments: DeploymentSet
     grammars: GrammarChecker
+    socket_meter: SocketMeter
     request_drain: Callable[[], None]
     """Begin to shut down as SIGTERM does."""

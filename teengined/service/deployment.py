@@ -29,6 +29,8 @@ from teengined.service.admission import ModelLimits
 from teengined.service.answer import Answer
 from teengined.service.answers import AnswerTable
 from teengined.service.disk_health import DiskHealth
+from teengined.service.metrics.call_meter import CallMeter
+from teengined.service.metrics.model_meter import ModelMeter
 from teengined.service.pipeline import FinishedStep, Pipeline
 from teengined.service.prompts import PromptReader
 from teengined.service.settings import LimitSettings, WorkerSettings
@@ -72,6 +74,8 @@ class LoadedModel:
     disks: DiskHealth = field(default_factory=lambda: DiskHealth(paths=()))
     state: str = "loading"
     problem: str = ""
+    meter: ModelMeter = field(init=False)
+    calls: CallMeter = field(default_factory=CallMeter)
     _pipeline: Pipeline = field(init=False)
     _answers: AnswerTable = field(init=False)
     _num_sequences: int = 0
@@ -81,6 +85,7 @@ class LoadedModel:
 
     def __post_init__(self) -> None:
         """Wire the parts that belong to this deployment alone."""
+        self.meter = ModelMeter(len(self.stages.device_ids))
         self._answers = AnswerTable(speed=self.speed)
         self._pipeline = Pipeline(
             stages=self.stages,
@@ -143,7 +148,8 @@ class LoadedModel:
 
     def _check_taking(self) -> None:
         if self.state not in ("ready", "loading"):
-            raise WorkerLost(f"{self.name} is {self.state}: {self.problem}", hint=f"`teengine load {self.name}` again")
+            why = f": {self.problem}" if self.problem else ""
+            raise WorkerLost(f"{self.name} is {self.state}{why}", hint=f"`teengine load {self.name}` again")
 
     def submit(self, submission: Submission) -> Answer:
         """Queue a request and return its answer, whose `ended` is the end. Its caller must `release` it.
@@ -212,6 +218,7 @@ class LoadedModel:
             total_tokens_per_second=meter.tokens_per_second(time.monotonic()),
             stage_bubbles=meter.bubbles,
             experts=self.speed.experts.describe(),
+            stage_bubble_seconds=tuple(meter.bubble_seconds),
         )
 
     def on_message(self, device_id: str, message: Any) -> None:
@@ -243,6 +250,7 @@ class LoadedModel:
                 self._feed(pending, now)
                 for run in self.scheduler.next_runs(now):
                     self._answers.begin(run, now)
+                    self.meter.note_run(run, now)
                     self._pipeline.run(run)
         except PluginError as error:
             self._give_up(error)
@@ -250,7 +258,11 @@ class LoadedModel:
 
     def _feed(self, pending: deque[Event], now: float) -> None:
         while pending:
-            for instruction in self.scheduler.handle(pending.popleft(), now):
+            event = pending.popleft()
+            instructions = self.scheduler.handle(event, now)
+            self.meter.note_event(event, now)
+            for instruction in instructions:
+                self.meter.note_instruction(instruction, now)
                 pending.extend(self._answers.obey(instruction, now))
 
     def _give_up(self, error: PluginError) -> None:
@@ -266,6 +278,7 @@ class LoadedModel:
             with contextlib.suppress(PluginError):  # Its policy may be what failed.
                 self.scheduler.handle(event, time.monotonic())
         self._answers.fail_all(error)
+        self.meter.forget_sequences()
         self._note_idle()
 
     def _note_idle(self) -> None:
@@ -274,6 +287,7 @@ class LoadedModel:
 
     def _on_step_finished(self, step: FinishedStep) -> None:
         self._answers.note_streamed(step)
+        self.meter.note_step(step.parts)
         if step.error is None:
             self.speed.learn(step.parts, sum(len(part.token_ids) for part in step.run.parts))
             self._advance(step.event)

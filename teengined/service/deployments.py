@@ -21,6 +21,7 @@ from teengined.service.admission import ModelLimits
 from teengined.service.deployment import LoadedModel
 from teengined.service.disk_health import DiskHealth
 from teengined.service.host import available_memory_bytes
+from teengined.service.metrics.call_meter import CallMeter
 from teengined.service.planning import Planned, Planner
 from teengined.service.prompts import PromptReader
 from teengined.service.rendering.exchange import RenderBounds
@@ -71,6 +72,11 @@ class DeploymentSet:
         raise UnknownModel(
             f"{name!r:.120} is not loaded; loaded models: {loaded}", hint=f"`teengine load {name:.120}` loads it"
         )
+
+    def calls_of(self, name: str) -> CallMeter | None:
+        """Return where calls to a model are counted; None where none is loaded under that name."""
+        model = self._models.get(name)
+        return None if model is None else model.calls
 
     def uses_package(self, package: str) -> bool:
         """Say whether a deployment runs a package of the store."""

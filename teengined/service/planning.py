@@ -1,7 +1,6 @@
 """From a client's wish to a plan: defaults filled in, devices looked up, measurements at hand, the planner asked."""
 
 import asyncio
-import difflib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from functools import partial
 from teengined.core.device import DeviceSpec
 from teengined.core.errors import DeadlineExceeded, RequestError
 from teengined.core.model import ModelManifest
+from teengined.core.nearest import nearest
 from teengined.core.plan import Plan
 from teengined.core.quantities import format_bytes
 from teengined.interfaces.policy import Assignment, PlacementPolicy
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # Plans take milliseconds; more than this at once are policies that do not return.
 _NUM_THREADS = 4
+# Beyond, what they would take could not be counted in 64 bits.
+_MAX_SLOTS = 1 << 20
 
 OnProgress = Callable[[LoadProgress], None]
 
@@ -110,6 +112,8 @@ class Planner:
         reserved: Mapping[str, int],
     ) -> PlanningInput:
         planning, streaming = self.config.planning, self.config.streaming
+        if request.num_slots > _MAX_SLOTS:
+            raise RequestError(f"num_slots must be at most {_MAX_SLOTS}, not {request.num_slots}")
         try:
             return PlanningInput(
                 manifest=manifest,
@@ -138,7 +142,7 @@ class Planner:
         by_id = {spec.id: spec for spec in self.specs}
         for device_id in wanted:
             if device_id not in by_id:
-                near = difflib.get_close_matches(device_id, list(by_id), n=1)
+                near = nearest(device_id, by_id)
                 hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(by_id)}"
                 raise RequestError(f"no device {device_id!r:.80} is configured", hint=hint)
         return tuple(by_id[device_id] for device_id in dict.fromkeys(wanted)) if wanted else self.specs

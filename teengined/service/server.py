@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -21,6 +22,8 @@ from teengined.protocol.codec import CodecLimits, Envelope, correlation_of, deco
 from teengined.protocol.messages import CLIENT_MESSAGES, Cancel, Done, ErrorReply, Finished, PlanReply, Scored
 from teengined.service.admission import owner_of
 from teengined.service.detached_threads import DetachedThreads
+from teengined.service.frames import receive_frames
+from teengined.service.metrics.call_meter import SocketMeter
 from teengined.service.outbox import Outbox, Sent
 from teengined.service.settings import ProtocolSettings
 
@@ -80,6 +83,8 @@ class Server:
     socket: Any
     settings: ProtocolSettings
     handlers: HandlerTable
+    meter: SocketMeter = field(default_factory=SocketMeter)
+    receive: Callable[[Any], Awaitable[list[zmq.Frame]]] = receive_frames
     _limits: CodecLimits = field(init=False)
     _reply_limits: CodecLimits = field(init=False)
     _outbox: Outbox = field(init=False)
@@ -109,7 +114,7 @@ class Server:
         probing = asyncio.create_task(self._probe())
         try:
             while True:
-                frames = await self.socket.recv_multipart(copy=False)
+                frames = await self.receive(self.socket)
                 client, content = frames[0].bytes, [frame.bytes for frame in frames[1:]]
                 try:
                     self._take(client, content, _peer_address(frames[-1]))
@@ -141,6 +146,7 @@ class Server:
                 return
             handler = self._admit(client, envelope)
         except TeengineError as error:
+            self.meter.note_refused(error.code)
             self._reply(client, correlation_of(frames, self._limits), error_reply(error))
             return
         correlation = envelope.correlation
@@ -152,6 +158,7 @@ class Server:
         )
         task = asyncio.create_task(self._run(call, handler, envelope.message))
         self._calls.setdefault(client, {})[correlation] = task
+        self.meter.num_calls += 1
         task.add_done_callback(lambda task: self._forget(client, correlation, task))
 
     def _admit(self, client: bytes, envelope: Envelope) -> Handler:
@@ -171,6 +178,7 @@ class Server:
         return handler
 
     async def _run(self, call: Call, handler: Handler, message: Any) -> None:
+        start = time.monotonic()
         try:
             final = await handler(call, message)
         except TeengineError as error:
@@ -180,6 +188,7 @@ class Server:
         except Exception as error:  # The edge: a mistake of ours becomes an error reply and a log entry.
             logger.exception("%s failed", type(message).__name__)
             final = error_reply(InternalError(f"{type(message).__name__} failed: {type(error).__name__}"))
+        self.meter.note_end(message, final, time.monotonic() - start)
         if _is_large(final):
             await self._reply_beside(call, final)
         else:
@@ -193,6 +202,7 @@ class Server:
     def _forget(self, client: bytes, correlation: int, task: "asyncio.Task[None]") -> None:
         if task.cancelled():  # Before it began: nobody has told the caller.
             self._reply(client, correlation, error_reply(Cancelled("the call was ended before it began")))
+        self.meter.num_calls -= 1
         calls = self._calls.get(client, {})
         calls.pop(correlation, None)
         if not calls:
@@ -209,8 +219,9 @@ class Server:
         """End the calls of a client that left, or does not read."""
         why = "reads too slowly" if outcome is Sent.TOO_SLOW else "left"
         logger.info("a client %s; its calls are cancelled", why)
-        if outcome is Sent.TOO_SLOW:
+        if outcome is Sent.TOO_SLOW and client not in self._too_slow:
             self._too_slow.add(client)
+            self.meter.num_slow_readers += 1
         for task in self._calls.get(client, {}).values():
             task.cancel()
 

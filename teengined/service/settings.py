@@ -11,6 +11,7 @@ __all__ = [
     "DeviceSettings",
     "KvSettings",
     "LimitSettings",
+    "MetricsSettings",
     "PlanningSettings",
     "PluginSettings",
     "ProtocolSettings",
@@ -91,6 +92,12 @@ class ProtocolSettings:
         256,
         "messages",
         "Kept by ZeroMQ for each client: one with many answers gets a chunk of each at once.",
+        minimum=1,
+    )
+    receive_queue: int = setting(
+        64,
+        "messages",
+        "Read ahead by ZeroMQ for each client while the daemon is busy; each may be four times max_message.",
         minimum=1,
     )
     max_pending: int = setting(
@@ -275,6 +282,20 @@ class StoreSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsSettings:
+    """Metrics over HTTP, for Prometheus and its like. `teengine metrics` shows them without."""
+
+    listen: str = setting(
+        "",
+        "address",
+        "Such as 127.0.0.1:9464; empty: nothing listens. Loopback only: there is no key, and any local user may read.",
+    )
+    max_connections: int = setting(8, "connections", "At once; a few scrapers of one request each.", minimum=1)
+    max_request: int = setting(8 * KIB, "bytes", "Of a request's line and headers, as servers take them.", minimum=256)
+    timeout: float = setting(5.0, "seconds", "For one connection, from its start to its end.", minimum=0.1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PluginSettings:
     """Which plugins take part."""
 
@@ -311,5 +332,6 @@ class Config:
     streaming: StreamingSettings = field(default_factory=StreamingSettings)
     planning: PlanningSettings = field(default_factory=PlanningSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     plugins: PluginSettings = field(default_factory=PluginSettings)
     devices: tuple[DeviceSettings, ...] = ()

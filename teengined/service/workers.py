@@ -60,6 +60,9 @@ class _Worker:
     stopping: bool = False
     failures: int = 0
     """In a row, without a finished step in between."""
+    num_starts: int = 0
+    num_losses: int = 0
+    """How often it ended without having been asked to."""
     last_pong_seconds: float = 0.0
     problem: str = ""
     exited: asyncio.Event = field(default_factory=asyncio.Event)
@@ -134,6 +137,11 @@ class WorkerPool:
         """Return how often the worker failed in a row."""
         return self._workers[device_id].failures
 
+    def counts_of(self, device_id: str) -> tuple[int, int]:
+        """Return how often a device's worker was started, and how often it was lost."""
+        worker = self._workers[device_id]
+        return worker.num_starts, worker.num_losses
+
     async def ensure(self, device_id: str) -> None:
         """Return when the device's worker is ready, starting it where needed, after the wait that failures earned.
 
@@ -181,6 +189,7 @@ class WorkerPool:
         worker.hello = asyncio.get_running_loop().create_future()
         worker.exited = asyncio.Event()
         worker.process = self._launch_or_fail(worker)
+        worker.num_starts += 1
         logger.info("started the worker of %s (pid %d)", worker.spec.id, worker.process.pid)
         self._spawn(self._watch(worker, worker.process))
         try:
@@ -227,6 +236,7 @@ class WorkerPool:
             worker.state = "idle"
             return
         worker.failures += 1
+        worker.num_losses += 1
         worker.state, worker.problem = ("failed" if was_starting else "idle"), error.message
         logger.error("%s", error.message)
         if worker.hello is not None and not worker.hello.done():

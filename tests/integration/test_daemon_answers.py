@@ -7,7 +7,15 @@ import pytest
 import zmq
 
 from teengined.client import AnswerEvent, AsyncClient, Client
-from teengined.core.errors import Conflict, ContextTooLong, DeadlineExceeded, RequestError, UnknownModel, UnknownRequest
+from teengined.core.errors import (
+    ConfigError,
+    Conflict,
+    ContextTooLong,
+    DeadlineExceeded,
+    RequestError,
+    UnknownModel,
+    UnknownRequest,
+)
 from teengined.core.request import ChatMessage, FinishReason
 from teengined.core.sampling import SamplingParams
 from teengined.protocol.codec import CodecLimits, Envelope, encode
@@ -285,6 +293,23 @@ def test_plans_reserve_kv_as_it_is_to_be_kept(client: Client):
 
     tokens = 4 * 4096
     assert kv_bytes == {"": tokens * 4 * 16 * 4, "auto": tokens * 4 * 16 * 4, "int8": tokens * 4 * (16 + 4)}
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        PlanModel(model="bytes", num_slots=2**62),
+        PlanModel(model="bytes", context_tokens=2**62),
+        PlanModel(model="bytes", policy="p" * 1_000_000),
+        PlanModel(model="bytes", device_ids=("d" * 1_000_000,)),
+        PlanModel(model="bytes", assignment={"cpu:0": 2**62}),
+    ],
+)
+def test_plan_that_nothing_can_mean_is_refused_in_a_few_words(client: Client, request_: PlanModel):
+    with pytest.raises((RequestError, ConfigError)) as caught:
+        client.plan(request_)
+
+    assert len(caught.value.message) < 300
 
 
 def test_inspection_calls_tell_what_is_there(client: Client):

@@ -1,4 +1,5 @@
 # The two calls of msgpack that protocol/codec.py makes, and what its tests use; the library ships no types.
+from collections.abc import Callable
 from typing import Any
 
 from msgpack import exceptions as exceptions
@@ -11,6 +12,8 @@ def unpackb(
     max_array_len: int = ...,
     max_map_len: int = ...,
     max_ext_len: int = ...,
+    list_hook: Callable[[Any], Any] | None = ...,
+    object_hook: Callable[[Any], Any] | None = ...,
 ) -> Any: ...
 
 class Timestamp:

@@ -7,7 +7,7 @@ from typing import Any
 
 from teengined.protocol import messages as wire
 from teengined.service.context import ServiceContext
-from teengined.service.handlers import inspection, loading, models
+from teengined.service.handlers import inspection, loading, metrics, models
 from teengined.service.handlers.generation import Generations
 from teengined.service.handlers.scoring import Scorings
 from teengined.service.requests import RequestTable
@@ -23,6 +23,7 @@ def handler_table(context: ServiceContext) -> HandlerTable:
     table: dict[type, Callable[..., Awaitable[Any]]] = {
         wire.Hello: inspection.hello,
         wire.GetStatus: inspection.get_status,
+        wire.GetMetrics: metrics.get_metrics,
         wire.ListPlugins: inspection.list_plugins,
         wire.ShowConfig: inspection.show_config,
         wire.ListModels: models.list_models,

@@ -25,6 +25,10 @@ def test_line_breaks_of_a_message_do_not_look_like_more_messages():
     assert told(ConfigError("one\ntwo"))[1] == "error: one two\n"
 
 
+def test_names_in_a_message_cannot_drive_the_terminal():
+    assert told(UnknownModel("no \x1b[31mred", hint="load \x9b2Jit")) == (4, "error: no [31mred\nhint: load 2Jit\n")
+
+
 @pytest.mark.parametrize(("error", "code"), [(DoesNotFit("x"), 7), (KeyboardInterrupt(), 130), (click.Abort(), 130)])
 def test_exit_codes_follow_the_error(error: BaseException, code: int):
     assert told(error)[0] == code

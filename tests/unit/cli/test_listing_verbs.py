@@ -270,3 +270,32 @@ def test_version_names_both_ends(daemon, capsys):
     daemon.answer(wire.GetStatus, STATUS)
 
     assert "teengined  1.2.3" in run(daemon, capsys, "version")[1]
+
+
+METRICS = wire.Metrics(
+    families=(
+        wire.MetricFamily(
+            name="tokens",
+            kind="counter",
+            help="Drawn.",
+            series=(wire.MetricSeries(labels={"model": "tiny"}, value=7.0),),
+        ),
+    ),
+    text='tokens_total{model="tiny"} 7\n# EOF\n',
+)
+
+
+def test_metrics_are_printed_as_they_would_be_served(daemon, capsys):
+    daemon.answer(wire.GetMetrics, METRICS)
+
+    assert run(daemon, capsys, "metrics") == (0, METRICS.text, "")
+
+
+def test_metrics_as_json_are_values(daemon, capsys):
+    daemon.answer(wire.GetMetrics, METRICS)
+
+    _, out, _ = run(daemon, capsys, "metrics", "-o", "json")
+
+    told = json.loads(out)
+    assert told["schema"] == "teengine.metrics/v1"
+    assert told["items"][0]["series"] == [{"labels": {"model": "tiny"}, "value": 7.0, "distribution": None}]

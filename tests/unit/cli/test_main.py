@@ -66,6 +66,14 @@ def test_an_unknown_verb_is_refused_with_code_2():
     assert ran.stderr.decode() == "error: No such command 'fly'.\nhint: teengine --help\n"
 
 
+@pytest.mark.parametrize(("slip", "meant"), [("rnu", "run"), ("lod", "load"), ("plugin", "plugins")])
+def test_a_slip_of_the_hand_is_told_what_was_meant(slip: str, meant: str):
+    result = CliRunner().invoke(cli, [slip])
+
+    assert result.exit_code == 2
+    assert f"No such command '{slip}'; did you mean '{meant}'?" in result.output
+
+
 def test_no_daemon_is_exit_code_3_with_the_way_to_start_one(tmp_path):
     ran = subprocess.run(
         [sys.executable, "-m", "teengined.cli.main", "ps", "--endpoint", str(tmp_path / "none.sock")],

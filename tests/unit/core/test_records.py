@@ -161,3 +161,16 @@ def test_a_wrong_item_among_many_costs_one_conversion(monkeypatch: pytest.Monkey
 
     assert refusal({"values": [1] * 10_000 + ["2"]}, Numbers).path == "values[10000]"
     assert converted == ["values", "values[10000]"]
+
+
+@pytest.mark.parametrize("value", [{"x": 1, "k" * 1_000_000: 2}, {"x": 1, "table": {"k" * 1_000_000: "text"}}])
+def test_megabytes_of_a_key_are_not_told(value: dict[str, Any]):
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Small:
+        x: int
+        table: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    with pytest.raises(RecordError) as caught:
+        from_mapping(Small, value)
+
+    assert len(str(caught.value)) < 200

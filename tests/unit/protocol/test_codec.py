@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from teengined.core import records
 from teengined.core.errors import MessageTooLarge, ProtocolError, RequestError, UnknownVersion
+from teengined.protocol import codec
 from teengined.protocol.codec import HEADER, CodecLimits, Envelope, correlation_of, decode, encode
 from teengined.protocol.messages import CLIENT_MESSAGES
 from teengined.protocol.worker_messages import WORKER_MESSAGES
@@ -190,6 +191,24 @@ def test_structures_are_counted_before_any_is_converted(fields: dict[str, Any], 
         decode([HEADER, body], {"item": Item}, CodecLimits(max_structures=500))
 
     assert Counted.num_made == 0
+
+
+def test_millions_of_structures_are_not_even_read(monkeypatch: pytest.MonkeyPatch):
+    num_read = 0
+    count = codec._Count.__call__
+
+    def watched(self: Any, structure: Any) -> Any:
+        nonlocal num_read
+        num_read += 1
+        return count(self, structure)
+
+    monkeypatch.setattr(codec._Count, "__call__", watched)
+    for empty in (b"\x90", b"\x80"):
+        body = b"\x93\x07\xa4item\x81\xa5pairs\xdd" + (1000).to_bytes(4, "big") + empty * 1000
+        with pytest.raises(MessageTooLarge, match="more than 500 arrays and tables"):
+            decode([HEADER, body], {"item": Item}, CodecLimits(max_structures=500))
+
+    assert num_read == 2 * (500 + 2)  # The message's own array counts as none, and one is too many.
 
 
 def test_plain_values_and_few_structures_pass():

@@ -73,3 +73,25 @@ def test_rate_falls_while_a_step_hangs_and_after_the_last_one():
     meter.abandon()
     assert meter.tokens_per_second(2.0) == pytest.approx(10.0)
     assert meter.tokens_per_second(20.0) == 0.0
+
+
+def test_bubbles_add_up_since_the_beginning():
+    meter = PipelineMeter(2)
+    for step in range(100):
+        meter.start(step * 10.0)
+        meter.finish(step * 10.0 + 1.0, [0.25, 1.0], num_tokens=1)
+
+    assert meter.bubble_seconds == pytest.approx([75.0, 0.0])
+
+
+def test_bubbles_never_fall_though_a_step_overlaps_with_the_one_before():
+    meter = PipelineMeter(1)
+    meter.start(0.0)
+    meter.start(0.0)
+    told = [0.0]
+    for moment, seconds in ((1.0, 0.5), (1.25, 0.5), (2.0, 0.5)):
+        meter.finish(moment, [seconds], num_tokens=1)
+        meter.start(moment)
+        told.append(meter.bubble_seconds[0])
+
+    assert told == pytest.approx([0.0, 0.5, 0.5, 0.5])

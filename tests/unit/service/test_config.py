@@ -72,6 +72,7 @@ def test_devices_can_come_from_the_environment(tmp_path: Path):
     ("text", "told"),
     [
         ("[daemon]\ndrain_timout = 1", "daemon: unknown key 'drain_timout'; did you mean 'drain_timeout'?"),
+        ('metrics = {listen = "0.0.0.0:9464"}', "metrics.listen: 0.0.0.0 can be reached from other hosts"),
         ("[demon]\nx = 1", "unknown section 'demon'; did you mean 'daemon'?"),
         ("[limits]\nmax_waiting = 'many'", "limits.max_waiting: expected int, got str"),
         ("[limits]\nmax_waiting = -1", "limits.max_waiting must be at least 0 sequences, got -1"),

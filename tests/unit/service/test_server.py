@@ -32,8 +32,7 @@ class OneClient:
         self.heard: list[Envelope] = []
         self.num_refused = 0
 
-    async def recv_multipart(self, copy: bool) -> list[zmq.Frame]:
-        assert not copy
+    async def receive(self) -> list[zmq.Frame]:
         if not self.messages:
             await asyncio.Event().wait()
         return [zmq.Frame(part) for part in [b"client", *self.messages.pop(0)]]
@@ -60,7 +59,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 async def serve(client: OneClient, handlers: HandlerTable, story: Callable[[Server], Awaitable[object]]) -> None:
     """Run a story beside the server."""
-    server = Server(socket=client, settings=SETTINGS, handlers=handlers)
+    server = Server(socket=client, settings=SETTINGS, handlers=handlers, receive=OneClient.receive)
     serving = asyncio.create_task(server.serve())
     try:
         await story(server)

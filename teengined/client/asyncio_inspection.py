@@ -1,0 +1,22 @@
+"""What the asyncio client asks of the daemon itself, rather than of its models."""
+
+from teengined.client.asyncio_connection import AsyncConnection
+from teengined.protocol import messages as wire
+
+__all__ = ["AsyncInspection"]
+
+
+class AsyncInspection(AsyncConnection):
+    """A connection with the verbs that only look at the daemon."""
+
+    async def plugins(self) -> wire.PluginList:
+        """Return the installed plugins."""
+        return await self._call(wire.ListPlugins(), wire.PluginList)
+
+    async def config(self) -> wire.ConfigReply:
+        """Return the running configuration and where each value came from."""
+        return await self._call(wire.ShowConfig(), wire.ConfigReply)
+
+    async def metrics(self) -> wire.Metrics:
+        """Return the daemon's counters, gauges and histograms, as values and as OpenMetrics text."""
+        return await self._call(wire.GetMetrics(), wire.Metrics)
