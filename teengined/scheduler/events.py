@@ -52,6 +52,8 @@ class Submitted:
     goal: Goal = Goal.GENERATE
     pooling: str = ""
     score_start: int = 0
+    speculates: bool = True
+    """Tokens may be guessed ahead; the answer is the same either way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +129,8 @@ class Emit:
     token: SampledToken
     silent: bool
     """An end-of-sequence or stop token: delivered, but not part of the text."""
+    drafted: bool = False
+    """It had been guessed, and took no step of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

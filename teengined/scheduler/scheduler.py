@@ -36,6 +36,7 @@ from teengined.scheduler.events import (
 from teengined.scheduler.limits import SchedulerLimits
 from teengined.scheduler.ordering import Ordering
 from teengined.scheduler.sequence import Request, Sequence
+from teengined.scheduler.speculation import Drafted
 from teengined.scheduler.state import State
 
 __all__ = ["Scheduler", "SchedulerLimits"]
@@ -87,6 +88,11 @@ class Scheduler:
         """How often a sequence had to give up its blocks, since the beginning."""
         return self._state.num_preempted
 
+    @property
+    def drafted(self) -> tuple[Drafted, ...]:
+        """What became of tokens that were guessed ahead."""
+        return self._state.speculation.describe()
+
     def state_of(self, sequence_id: int) -> Literal["queued", "prefill", "decode"]:
         """Return where a sequence stands.
 
@@ -129,7 +135,7 @@ class Scheduler:
             case Stopped():
                 return self._end(self._live([event.sequence_id]), reason=FinishReason.STOP)
             case StepCompleted():
-                return self._complete(event)
+                return self._complete(event, now_seconds)
             case StepFailed():
                 self._state.loads.pop(event.step, None)
                 flights = self._state.in_flight.pop(event.step, ())
@@ -176,7 +182,9 @@ class Scheduler:
             if event.goal is not Goal.GENERATE:  # Each tells of its prompt, and ends when it is computed.
                 request = Request(submitted=event, arrived_seconds=now_seconds)
             table = BlockTable(self.limits.block_tokens)
-            sequence = Sequence(id=sequence_id, choice=choice, request=request, table=table)
+            sequence = Sequence(
+                id=sequence_id, choice=choice, request=request, table=table, may_draft=event.speculates
+            )
             self._state.owners.enter(event.owner)
             self._state.sequences[sequence_id] = sequence
             self._state.enqueue(sequence, num_queued_tokens(event, choice), now_seconds)
@@ -191,11 +199,14 @@ class Scheduler:
     ) -> tuple[End, ...]:
         return tuple(end_sequence(self._state, sequence, reason=reason, error=error) for sequence in sequences)
 
-    def _complete(self, event: StepCompleted) -> tuple[Instruction, ...]:
+    def _complete(self, event: StepCompleted, now_seconds: float) -> tuple[Instruction, ...]:
         flights = self._state.in_flight.pop(event.step, ())  # None for an answer of stages that were lost since.
-        num_decoding, num_prompt_tokens = self._state.loads.pop(event.step, (0, 0))
-        self._state.pacer.learn(num_decoding, num_prompt_tokens, event.seconds)
-        completion = Completion(self._state, event)
+        num_rows, num_prompt_tokens = self._state.loads.pop(event.step, (0, 0))
+        self._state.pacer.learn(num_rows, num_prompt_tokens, event.seconds)
+        if num_prompt_tokens == 0:
+            has_drafts = any(flight.draft is not None for flight in flights)
+            self._state.speculation.learn_step(num_rows, event.seconds, has_drafts=has_drafts)
+        completion = Completion(self._state, event, now_seconds)
         instructions: list[Instruction] = []
         for flight in flights:
             if not flight.sequence.has_ended:

@@ -11,7 +11,7 @@ from teengined.core.request import FinishReason, Goal
 from teengined.core.sampling import SamplingParams
 from teengined.interfaces.policy import SchedulingPolicy
 from teengined.kvcache.prefix import PrefixIndex
-from teengined.protocol.worker_messages import SampledToken
+from teengined.protocol.worker_messages import SampledToken, SequenceOpen
 from teengined.scheduler.events import (
     Cancelled,
     Emit,
@@ -28,10 +28,12 @@ from teengined.scheduler.events import (
     Tell,
     Tick,
 )
+from teengined.scheduler.lookup import LookupIndex
 from teengined.scheduler.scheduler import Scheduler, SchedulerLimits
+from teengined.scheduler.speculation import Speculation
 from teengined_plugins.policies.fair import FairScheduling
 from teengined_plugins.policies.fifo import FifoScheduling
-from tests.unit.scheduler.model_worker import EOS, NUM_TOKEN_IDS, ModelWorker, fingerprint, num_logit_rows
+from tests.unit.scheduler.model_worker import EOS, NUM_TOKEN_IDS, ModelWorker, drawn, fingerprint, num_logit_rows
 
 NUM_SCHEDULES = 2400
 NUM_GROUPS = 24
@@ -65,8 +67,45 @@ class Life:
     def tokens(self):
         return (*self.submitted.prompt, *self.emitted)
 
+    @property
+    def opening(self):
+        return SequenceOpen(
+            sequence_id=self.submitted.sequence_ids[self.choice],
+            num_prompt_tokens=len(self.submitted.prompt),
+            sampling=self.submitted.sampling,
+            choice=self.choice,
+        )
+
     def add(self, token_id):
         self.prints.append(fingerprint(self.prints[-1] if self.prints else self.submitted.salt, token_id))
+
+
+class Oracle(LookupIndex):
+    """Knows what will be drawn, and says so, up to a mistake."""
+
+    def __init__(self, story: "Story", life: Life) -> None:
+        super().__init__(1, 1)
+        self.story = story
+        self.life = life
+
+    def propose(self, read, num_tokens, num_most):
+        rng, life = self.story.random, self.life
+        assert read(0, num_tokens) == life.tokens
+        prints, guess = list(life.prints), []
+        while len(guess) < rng.randint(1, num_most):
+            token_id = drawn(life.opening, len(prints), prints[-1])
+            guess.append(rng.choice([token_id, token_id, token_id, rng.randrange(NUM_TOKEN_IDS)]))
+            prints.append(fingerprint(prints[-1], guess[-1]))
+        return tuple(guess)
+
+
+class Moody(Speculation):
+    """Wants any number of guesses."""
+
+    rng: random.Random
+
+    def num_wanted(self, request_class, source, num_decoding, extra_seconds=0.0):
+        return self.rng.randint(0, self.max_drafted)
 
 
 class Story:
@@ -86,6 +125,8 @@ class Story:
             block_tokens=rng.choice([1, 2, 3, 4, 8]),
             num_microbatches=rng.choice([1, 1, 2, 3]),
             prefix_cache=rng.random() < 0.7,
+            max_drafted=rng.choice([0, 1, 3, 8]),
+            lookup_tokens=rng.choice([4, 100]),
         )
         self.policy = rng.choice([FifoScheduling, FairScheduling, Whimsical])()
         self.machine = Scheduler(self.policy, self.limits, ready=rng.random() < 0.9)
@@ -93,6 +134,10 @@ class Story:
             cache = self.machine._state.cache
             cache._index = PrefixIndex(digest=lambda parent, content: b"same")
             cache.pool._on_evict = cache._index.forget
+        if moody := rng.random() < 0.7:
+            self.machine._state.speculation = Moody(max_drafted=self.limits.max_drafted)
+            self.machine._state.speculation.rng = rng
+        self.guesses_well = moody or rng.random() < 0.5
         self.ready = self.machine.ready
         self.capacity = self.limits.num_blocks * self.limits.block_tokens
         self.prefixes = [self.tokens(rng.randint(0, min(24, self.capacity))) for _ in range(3)]
@@ -105,6 +150,7 @@ class Story:
         self.stopped: set[int] = set()
         self.harmed: set[int] = set()
         """Sequences that a failing step, a fault or a lost token makes fail."""
+        self.num_drafted = self.num_accepted = 0
         self.faults = rng.choice([0.0, 0.05])
 
     def tokens(self, number: int) -> tuple[int, ...]:
@@ -178,6 +224,7 @@ class Story:
             deadline_seconds=rng.choice([NEVER, NEVER, self.now + rng.randint(1, 60)]),
             priority=rng.choice([0, 0, 0, 1]),
             salt=rng.choice([b"", b"", b"x"]),
+            speculates=rng.random() < 0.9,
             goal=goal,
             pooling=rng.choice(["mean", "last"]) if goal is Goal.EMBED else "",
             score_start=rng.randint(0, len(prompt) + 1) if goal is Goal.SCORE else 0,
@@ -202,6 +249,8 @@ class Story:
                 self.lives[sequence_id] = life = Life(event, choice, [])
                 for token_id in event.prompt:
                     life.add(token_id)
+                if self.guesses_well:
+                    self.machine._state.sequences[sequence_id].lookup = Oracle(self, life)
         if isinstance(event, PipelineLost):
             self.ready = False
             self.in_flight.clear()
@@ -241,6 +290,8 @@ class Story:
         assert life.end is None, f"{instruction} after the end"
         match instruction:
             case Emit():
+                assert instruction.token.token_id == drawn(life.opening, len(life.tokens), life.prints[-1])
+                self.num_accepted += instruction.drafted
                 life.emitted.append(instruction.token.token_id)
                 life.add(instruction.token.token_id)
                 life.expected = self.expected_end(life)
@@ -298,16 +349,20 @@ class Story:
         tokens = list(completed.tokens)
         if tokens and self.random.random() < self.faults:
             index = self.random.randrange(len(tokens))
-            self.harmed.add(tokens[index].sequence_id)
+            sequence_id = tokens[index].sequence_id
+            self.harmed.add(sequence_id)
             if self.random.random() < 0.5:
-                del tokens[index]
+                tokens = [token for token in tokens if token.sequence_id != sequence_id]
             else:
-                tokens[index] = SampledToken(
-                    sequence_id=tokens[index].sequence_id, token_id=-1, fault="numerical_fault", message="no numbers"
+                after = [token for token in tokens[index + 1 :] if token.sequence_id != sequence_id]
+                fault = SampledToken(
+                    sequence_id=sequence_id, token_id=-1, fault="numerical_fault", message="no numbers"
                 )
+                tokens = [*tokens[:index], fault, *after]
         return StepCompleted(
             step=completed.step,
             tokens=tuple(tokens),
+            seconds=self.random.random(),
             prompt_logprobs=completed.prompt_logprobs,
             vectors=completed.vectors,
         )
@@ -328,8 +383,13 @@ class Story:
             stop = part.start_position + len(part.token_ids)
             assert life.end is None
             assert part.token_ids
-            assert part.token_ids == life.tokens[part.start_position : stop]
+            stop -= part.num_drafted
+            assert part.token_ids[: stop - part.start_position] == life.tokens[part.start_position : stop]
             assert part.sample == (stop == len(life.tokens) and life.submitted.goal is Goal.GENERATE)
+            assert not part.num_drafted or (part.sample and life.submitted.speculates and life.emitted)
+            num_left = life.submitted.sampling.max_tokens - len(life.emitted) - 1
+            assert part.num_drafted <= min(self.limits.max_drafted, num_left)
+            self.num_drafted += part.num_drafted
 
     def check_rows(self, run: Run) -> None:
         known = self.worker.known
@@ -381,6 +441,7 @@ class Story:
 
 @pytest.mark.parametrize("group", range(NUM_GROUPS))
 def test_random_schedules_keep_every_promise(group: int, seed: int):
+    num_drafted = num_accepted = 0
     for number in range(NUM_SCHEDULES // NUM_GROUPS):
         story_seed = seed * 1_000_000 + group * 1_000 + number
         story = Story(story_seed)
@@ -392,3 +453,5 @@ def test_random_schedules_keep_every_promise(group: int, seed: int):
         finally:
             if not told:
                 print(f"seed {story_seed}, event {story.now}, policy {story.policy.name}, {story.limits}")
+        num_drafted, num_accepted = num_drafted + story.num_drafted, num_accepted + story.num_accepted
+    assert 0 < num_accepted < num_drafted
