@@ -10,6 +10,7 @@ from teengined.core.plan import Objective, Plan
 __all__ = [
     "Deployment",
     "DeploymentList",
+    "DraftedTokens",
     "ListDeployments",
     "LoadModel",
     "LoadProgress",
@@ -23,6 +24,20 @@ __all__ = [
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListDeployments:
     """Ask for the loaded models."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftedTokens:
+    """What became of tokens that were guessed ahead for one class of requests, since the load."""
+
+    request_class: str
+    """`greedy`, `sampled`, or `grammar`."""
+    source: str
+    """`lookup`: in the sequence itself; `draft`: by a draft model."""
+    is_on: bool
+    """Whether it makes the deployment faster at present; where it does not, it is tried now and then."""
+    num_drafted: int
+    num_accepted: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +72,7 @@ class Deployment:
     """Of all answers together, over the last seconds."""
     stage_bubbles: tuple[float, ...] = ()
     """For each stage: the share of the time with steps under way in which it had nothing to do."""
+    drafted: tuple[DraftedTokens, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +129,8 @@ class LoadModel:
     """What requests call it; empty: the model's name."""
     verify: bool = True
     """Check every unit's digest while it is first read."""
+    speculation: Literal["", "off", "lookup", "draft", "auto"] = ""
+    """Where guesses come from that are verified many at a time. Empty: the configured default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,6 +49,7 @@ from teengined.protocol.answer_messages import (
 from teengined.protocol.loading_messages import (
     Deployment,
     DeploymentList,
+    DraftedTokens,
     ListDeployments,
     Loaded,
     LoadModel,
@@ -68,6 +69,7 @@ __all__ = [
     "DeploymentList",
     "DeviceStatus",
     "Done",
+    "DraftedTokens",
     "Drain",
     "Embed",
     "Embedded",

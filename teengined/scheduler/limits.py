@@ -47,7 +47,14 @@ class SchedulerLimits:
 
     def __post_init__(self) -> None:
         """Refuse bounds under which nothing could run."""
-        may_be_zero = ("max_waiting", "max_owner_waiting", "max_idle_owners", "prefix_cache", "prompt_stretch", "max_drafted")
+        may_be_zero = (
+            "max_waiting",
+            "max_owner_waiting",
+            "max_idle_owners",
+            "prefix_cache",
+            "prompt_stretch",
+            "max_drafted",
+        )
         for name in (field.name for field in fields(self) if field.name not in may_be_zero):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

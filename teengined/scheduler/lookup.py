@@ -18,7 +18,7 @@ _PLACE_BYTES = 4
 
 
 class LookupIndex:
-    """Where the runs of one sequence's tokens ended last. Grows with the sequence, a bounded number of tokens at a time.
+    """Where runs of one sequence's tokens ended last. Grows with the sequence, a bounded number of tokens at a time.
 
     Tokens that are known never change, so that what was put in stays true, also over a preemption.
     """

@@ -182,9 +182,7 @@ class Scheduler:
             if event.goal is not Goal.GENERATE:  # Each tells of its prompt, and ends when it is computed.
                 request = Request(submitted=event, arrived_seconds=now_seconds)
             table = BlockTable(self.limits.block_tokens)
-            sequence = Sequence(
-                id=sequence_id, choice=choice, request=request, table=table, may_draft=event.speculates
-            )
+            sequence = Sequence(id=sequence_id, choice=choice, request=request, table=table, may_draft=event.speculates)
             self._state.owners.enter(event.owner)
             self._state.sequences[sequence_id] = sequence
             self._state.enqueue(sequence, num_queued_tokens(event, choice), now_seconds)

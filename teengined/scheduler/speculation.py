@@ -8,8 +8,8 @@ deployment faster by
 
 (Leviathan and others, "Fast inference from transformers via speculative decoding", 2023, with measured times). `p` is
 counted for each class and source, the times are those of the deployment's own steps. Guessing begins above
-`_BEGIN_GAIN` and ends below 1. While it is off, a guess is tried now and then, ever more seldom: texts and loads change.
-While it is on, a step goes without now and then, so that the time it is compared with stays a measured one.
+`_BEGIN_GAIN` and ends below 1. While it is off, a guess is tried now and then, ever more seldom: texts and loads
+change. While it is on, a step goes without now and then, so that the time it is compared with stays a measured one.
 """
 
 from dataclasses import dataclass, field

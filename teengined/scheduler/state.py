@@ -120,9 +120,7 @@ class State:
         if sequence.num_computed > sequence.num_charged:
             self.owners.charge(sequence.request.submitted.owner, 1)
             sequence.num_charged = sequence.num_computed
-        self.cache.commit(
-            sequence.table, sequence.tokens, sequence.request.submitted.salt, sequence.num_computed
-        )
+        self.cache.commit(sequence.table, sequence.tokens, sequence.request.submitted.salt, sequence.num_computed)
 
     def make_available(self, sequence: Sequence) -> None:
         """Let the next steps take a running sequence."""

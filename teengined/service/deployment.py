@@ -27,6 +27,7 @@ from teengined.scheduler.scheduler import Scheduler
 from teengined.service.admission import ModelLimits
 from teengined.service.answer import Answer
 from teengined.service.answers import AnswerTable
+from teengined.service.drafts import drafted_tokens
 from teengined.service.pipeline import FinishedStep, Pipeline
 from teengined.service.prompts import PromptReader
 from teengined.service.settings import LimitSettings, WorkerSettings
@@ -208,6 +209,7 @@ class LoadedModel:
             num_preempted=scheduler.num_preempted,
             total_tokens_per_second=meter.tokens_per_second(time.monotonic()),
             stage_bubbles=meter.bubbles,
+            drafted=drafted_tokens(scheduler.drafted),
         )
 
     def on_message(self, device_id: str, message: Any) -> None:

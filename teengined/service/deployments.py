@@ -19,6 +19,7 @@ from teengined.protocol.messages import Deployment, Loaded, LoadModel, LoadProgr
 from teengined.scheduler.scheduler import Scheduler, SchedulerLimits
 from teengined.service.admission import ModelLimits
 from teengined.service.deployment import LoadedModel
+from teengined.service.drafts import with_drafts
 from teengined.service.host import available_memory_bytes
 from teengined.service.planning import Planned, Planner
 from teengined.service.prompts import PromptReader
@@ -215,7 +216,11 @@ class DeploymentSet:
             prompts=PromptReader(text, plan.context_tokens, lambda: datetime.now().astimezone()),
             parser=parser_for(text.template_source, text.special_tokens, planned.manifest.architecture),
             request_limits=_request_limits(config, name, planned),
-            scheduler=Scheduler(policy, _scheduler_limits(config, plan, planned.planning), ready=False),
+            scheduler=Scheduler(
+                policy,
+                with_drafts(_scheduler_limits(config, plan, planned.planning), config.speculation, request),
+                ready=False,
+            ),
             speed=SpeedMeter(plan, planned.profiles.host.disk_read_bytes_per_second),
             pool=self.pool,
             limits=config.limits,

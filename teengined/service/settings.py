@@ -14,6 +14,7 @@ __all__ = [
     "PlanningSettings",
     "PluginSettings",
     "ProtocolSettings",
+    "SpeculationSettings",
     "StoreSettings",
     "StreamingSettings",
     "WorkerSettings",
@@ -220,6 +221,24 @@ class KvSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculationSettings:
+    """Tokens that are guessed ahead and verified in one step. Answers are the same with and without."""
+
+    mode: Literal["off", "lookup", "draft", "auto"] = setting(
+        "auto", "word", "All there is to guess with, only while it measures faster; `draft` needs a draft model."
+    )
+    max_tokens: int = setting(
+        16,
+        "tokens",
+        "Of one sequence in one step: a row of streamed weights costs little, a wrong guess a row.",
+        minimum=1,
+    )
+    lookup_window: int = setting(
+        16384, "tokens", "How far back what is repeated is found; takes 16 bytes a token and sequence.", minimum=16
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StreamingSettings:
     """Steps and the reading of weights."""
 
@@ -296,6 +315,7 @@ class Config:
     batching: BatchingSettings = field(default_factory=BatchingSettings)
     checks: CheckSettings = field(default_factory=CheckSettings)
     kv: KvSettings = field(default_factory=KvSettings)
+    speculation: SpeculationSettings = field(default_factory=SpeculationSettings)
     streaming: StreamingSettings = field(default_factory=StreamingSettings)
     planning: PlanningSettings = field(default_factory=PlanningSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
