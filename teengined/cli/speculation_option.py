@@ -15,6 +15,6 @@ def speculation_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--speculation",
         type=click.Choice(["off", "lookup", "draft", "auto"]),
-        default="",
+        callback=lambda _context, _option, value: value or "",
         help="Where tokens are guessed ahead from; default auto. Answers are the same.",
     )(function)

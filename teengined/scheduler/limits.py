@@ -41,7 +41,7 @@ class SchedulerLimits:
     max_drafted: int = 0
     """Tokens guessed ahead of one sequence in one step, which the model verifies all at once; 0: none."""
     lookup_tokens: int = 16384
-    """How far back in a sequence a guess is looked up. Its index takes 16 bytes for each of these tokens."""
+    """How far back in a sequence a guess is looked up. Its index takes 32 to 64 bytes for each of these tokens."""
     max_idle_owners: int = 1024
     """Owners without requests whose share is remembered; one that is forgotten begins like a new one."""
 

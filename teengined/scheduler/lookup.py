@@ -26,7 +26,7 @@ class LookupIndex:
     def __init__(self, num_tokens: int, window_tokens: int) -> None:
         """Look back `window_tokens` at most in a sequence that may become `num_tokens` long."""
         self._window = window_tokens
-        num_places = 1 << (2 * min(num_tokens, window_tokens) - 1).bit_length()
+        num_places = 1 << (4 * min(num_tokens, window_tokens) - 1).bit_length()
         self._mask = num_places - 1
         # One more than the position after the run; 0: none.
         self._places = {length: array("i", bytes(_PLACE_BYTES * num_places)) for length in _RUNS}

@@ -19,10 +19,12 @@ from teengined.scheduler.step_times import StepTimes
 __all__ = ["Drafted", "Speculation"]
 
 _BEGIN_GAIN, _END_GAIN = 1.1, 1.0
-# Guesses of a step by which times and rates are found out.
+# Guesses of a step by which times and rates are found out, and the share of the time that may be lost by it.
 _NUM_TRIED = 4
-_FIRST_PAUSE, _LONGEST_PAUSE = 4, 128
-_BARE_EVERY = 48
+_TRIED_SHARE = 0.01
+# So many are tried one soon after the other: the first step of its size may do what is done only once.
+_NUM_FIRST, _FIRST_PAUSE, _LONGEST_PAUSE = 3, 4, 1024
+_BARE_EVERY = 24
 # Of what was counted before, with each step; the last ten or so count.
 _KEPT = 0.9
 # What is believed before anything was counted: guesses are tried at once.
@@ -48,9 +50,9 @@ class _Record:
     accepted: float = _FIRST_ACCEPTED
     refused: float = _FIRST_REFUSED
     is_on: bool = False
-    pause: int = _FIRST_PAUSE
-    num_passed: int = _FIRST_PAUSE
-    """Guesses that could have been tried since the last one was."""
+    num_tries: int = 0
+    num_passed: int = _LONGEST_PAUSE
+    """Guesses that were left unused since the last one was not."""
     num_drafted: int = 0
     num_accepted: int = 0
 
@@ -58,12 +60,12 @@ class _Record:
     def rate(self) -> float:
         return min(_HIGHEST_RATE, self.accepted / max(1e-9, self.accepted + self.refused))
 
-    def try_now(self) -> bool:
-        """Say whether it is time to try, and count."""
-        if self.num_passed < self.pause:
+    def try_now(self, pause: float) -> bool:
+        """Say whether it is time to try, after a pause of so many guesses, and count."""
+        if self.num_passed < (pause if self.num_tries >= _NUM_FIRST else _FIRST_PAUSE):
             self.num_passed += 1
             return False
-        self.num_passed, self.pause = 0, min(_LONGEST_PAUSE, 2 * self.pause)
+        self.num_passed, self.num_tries = 0, self.num_tries + 1
         return True
 
 
@@ -93,12 +95,15 @@ class Speculation:
         guesses take before the step can begin.
         """
         record = self._records.setdefault((request_class, source), _Record())
-        gain, num_best = self._best(record.rate, num_decoding, extra_seconds)
+        bare_seconds = self.times.seconds(num_decoding)
+        if bare_seconds is None:  # Nothing to compare with, until a step went without.
+            return 0
+        gain, num_best = self._best(record.rate, num_decoding, bare_seconds, extra_seconds)
         record.is_on = gain >= (_END_GAIN if record.is_on else _BEGIN_GAIN)
         if record.is_on:
-            record.pause, record.num_passed = _FIRST_PAUSE, 0
+            record.num_passed = 0
             return num_best
-        return min(_NUM_TRIED, self.max_drafted) if record.try_now() else 0
+        return min(_NUM_TRIED, self.max_drafted) if record.try_now(self._pause(num_decoding, bare_seconds)) else 0
 
     def learn_step(self, num_rows: int, seconds: float, *, has_drafts: bool) -> None:
         """Take in how long a step took in which nothing ran but decoding sequences and their guesses."""
@@ -126,13 +131,17 @@ class Speculation:
             for (request_class, source), record in sorted(self._records.items())
         )
 
-    def _best(self, rate: float, num_decoding: int, extra_seconds: float) -> tuple[float, int]:
+    def _pause(self, num_decoding: int, bare_seconds: float) -> float:
+        """Return after how many unused guesses the next may be tried, so that tries take little of the time."""
+        seconds = self.times.seconds(num_decoding + _NUM_TRIED)
+        num_lost_tokens = float(_NUM_TRIED)  # As if each row took as long as one that decodes.
+        if seconds is not None:
+            num_lost_tokens = (seconds - bare_seconds) / bare_seconds * num_decoding
+        return min(_LONGEST_PAUSE, max(_FIRST_PAUSE, num_lost_tokens / _TRIED_SHARE))
+
+    def _best(self, rate: float, num_decoding: int, bare_seconds: float, extra_seconds: float) -> tuple[float, int]:
         """Return the largest gain among numbers of guesses, and that number; 0 where nothing is known."""
-        bare_seconds = self.times.seconds(num_decoding)
-        best = (0.0, 0)
-        if bare_seconds is None:
-            return best
-        num_drafted = 1
+        best, num_drafted = (0.0, 0), 1
         while num_drafted <= self.max_drafted:
             seconds = self.times.seconds(num_decoding * (num_drafted + 1))
             if seconds is None:

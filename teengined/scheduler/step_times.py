@@ -4,18 +4,20 @@ Rows that share streamed weights cost next to nothing; on a CPU with everything 
 times, it reads no clock.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 __all__ = ["StepTimes"]
 
-# The newest step's weight, once there are some; and by how much one odd step may move what is known.
+# The newest step's weight, once there are some.
 _NEWEST = 0.1
-_MOST_CHANGE = 2.0
-_NUM_FIRST = 4
-# Beyond the largest step that was measured nothing is said but this far: more is found out step by step.
-_MOST_REACH = 2.5
+# So many times longer or shorter than usual is odd. One odd step is passed over; several in a row are how it is now.
+_ODD = 2.0
+_NUM_ODD = 3
+# Beyond the smallest and the largest steps that were measured nothing is said but this far.
+_LEAST_REACH, _MOST_REACH = 0.6, 2.5
 
 
 @dataclass(slots=True)
@@ -24,12 +26,19 @@ class _Mean:
 
     num_rows: float
     seconds: float
-    num_steps: int = 1
+    newest: int = 0
+    """Number of the last of these steps among all."""
+    num_steps: int = 0
+    num_odd: int = 0
 
     def add(self, num_rows: int, seconds: float) -> None:
+        if self.num_steps > 1 and not self.seconds / _ODD <= seconds <= self.seconds * _ODD:
+            self.num_odd += 1
+            if self.num_odd < _NUM_ODD:
+                return
+            self.num_steps = 0
+        self.num_odd = 0
         self.num_steps += 1
-        if self.num_steps > _NUM_FIRST:  # The first may hold what is only done once.
-            seconds = min(self.seconds * _MOST_CHANGE, max(self.seconds / _MOST_CHANGE, seconds))
         weight = max(_NEWEST, 1 / self.num_steps)
         self.num_rows += weight * (num_rows - self.num_rows)
         self.seconds += weight * (seconds - self.seconds)
@@ -40,24 +49,21 @@ class StepTimes:
     """Running means by number of rows, in powers of two, with straight lines between them."""
 
     _means: dict[int, _Mean] = field(default_factory=dict[int, _Mean])
+    _num_steps: int = 0
 
     def learn(self, num_rows: int, seconds: float) -> None:
         """Take in a step in which nothing ran but decoding sequences and their guesses."""
         if num_rows < 1 or seconds <= 0:
             return
-        bucket = (num_rows - 1).bit_length()
-        if (mean := self._means.get(bucket)) is None:
-            self._means[bucket] = _Mean(num_rows, seconds)
-        else:
-            mean.add(num_rows, seconds)
+        mean = self._means.setdefault((num_rows - 1).bit_length(), _Mean(num_rows, seconds))
+        mean.add(num_rows, seconds)
+        self._num_steps += 1
+        mean.newest = self._num_steps
 
     def seconds(self, num_rows: int) -> float | None:
-        """Return the time of a step of so many rows; None where it is too far from all that was measured.
-
-        More rows never take less time: where they seem to, the noise of few steps speaks.
-        """
+        """Return the time of a step of so many rows; None where it is too far from all that was measured."""
         points = self._points()
-        if not points or num_rows > _MOST_REACH * points[-1][0]:
+        if not points or not _LEAST_REACH * points[0][0] <= num_rows <= _MOST_REACH * points[-1][0]:
             return None
         if num_rows <= points[0][0]:
             return points[0][1]
@@ -69,13 +75,13 @@ class StepTimes:
         return _on_line(points[-2], points[-1], num_rows)
 
     def _points(self) -> Sequence[tuple[float, float]]:
-        points: list[tuple[float, float]] = []
-        least = 0.0
-        for bucket in sorted(self._means):
-            mean = self._means[bucket]
-            least = max(least, mean.seconds)
-            points.append((mean.num_rows, least))
-        return points
+        """Return rows and seconds. More rows never take less time: where they seem to, the newer measurement counts."""
+        seconds: dict[int, float] = {}
+        for bucket, mean in sorted(self._means.items(), key=lambda item: -item[1].newest):
+            least = max((known for other, known in seconds.items() if other < bucket), default=0.0)
+            most = min((known for other, known in seconds.items() if other > bucket), default=math.inf)
+            seconds[bucket] = min(most, max(least, mean.seconds))
+        return [(self._means[bucket].num_rows, seconds[bucket]) for bucket in sorted(seconds)]
 
 
 def _on_line(left: tuple[float, float], right: tuple[float, float], num_rows: int) -> float:

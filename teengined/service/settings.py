@@ -234,7 +234,7 @@ class SpeculationSettings:
         minimum=1,
     )
     lookup_window: int = setting(
-        16384, "tokens", "How far back what is repeated is found; takes 16 bytes a token and sequence.", minimum=16
+        16384, "tokens", "How far back what is repeated is found; its index takes 64 bytes a token at most.", minimum=16
     )
 
 
