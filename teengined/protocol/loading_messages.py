@@ -131,6 +131,8 @@ class LoadModel:
     """Check every unit's digest while it is first read."""
     speculation: Literal["", "off", "lookup", "draft", "auto"] = ""
     """Where guesses come from that are verified many at a time. Empty: the configured default."""
+    draft: str = ""
+    """A loaded model with the same vocabulary that guesses for this one; empty: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

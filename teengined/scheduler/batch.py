@@ -2,12 +2,12 @@
 
 from teengined.protocol.worker_messages import BlockCopy, SequenceOpen, SequencePart
 from teengined.scheduler.beginnings import choose_beginning, may_begin
-from teengined.scheduler.drafting import LOOKUP, Drafting
+from teengined.scheduler.drafting import Drafting
 from teengined.scheduler.events import Run
 from teengined.scheduler.ordering import Ordering
 from teengined.scheduler.preemption import Preemption
-from teengined.scheduler.sequence import Sequence
-from teengined.scheduler.state import Draft, Flight, State
+from teengined.scheduler.sequence import Guess, Sequence
+from teengined.scheduler.state import Flight, State
 
 __all__ = ["Composition"]
 
@@ -166,13 +166,14 @@ class Composition:
             num_tokens = min(num_tokens, state.cache.num_writable(table, start))
             if num_tokens <= 0:
                 return
-        guess = drafting.propose(sequence) if drafting is not None else ()
+        guess = drafting.propose(sequence) if drafting is not None else None
         self._append(sequence, start, start + num_tokens, guess)
 
-    def _append(self, sequence: Sequence, start: int, stop: int, guess: tuple[int, ...]) -> None:
+    def _append(self, sequence: Sequence, start: int, stop: int, guess: Guess | None) -> None:
         state, table = self._state, sequence.table
+        guessed = () if guess is None else guess.token_ids
         begins_with = () if sequence.is_open else tuple(table.block_ids)
-        extension = state.cache.extend(table, start, stop + len(guess))
+        extension = state.cache.extend(table, start, stop + len(guessed))
         if not sequence.is_open:
             self._opened.append(sequence.opening())
         if extension.copied is not None:
@@ -181,18 +182,18 @@ class Composition:
                 BlockCopy(sequence_id=sequence.id, index=copied.index, source=copied.source, target=copied.target)
             )
         samples = sequence.samples(stop)
-        self._num_tokens_left -= stop - start + len(guess)
-        self._num_rows_left -= sequence.num_logit_rows(start, stop) + len(guess)
-        self._flights.append(Flight(sequence, stop, samples, Draft(LOOKUP, len(guess)) if guess else None))
+        self._num_tokens_left -= stop - start + len(guessed)
+        self._num_rows_left -= sequence.num_logit_rows(start, stop) + len(guessed)
+        self._flights.append(Flight(sequence, stop, samples, guess))
         self._parts.append(
             SequencePart(
                 sequence_id=sequence.id,
-                token_ids=sequence.tokens(start, stop) + guess,
+                token_ids=sequence.tokens(start, stop) + guessed,
                 start_position=start,
                 new_blocks=begins_with + extension.new_block_ids,
                 sample=samples,
-                num_drafted=len(guess),
+                num_drafted=len(guessed),
             )
         )
-        sequence.has_drafted = sequence.has_drafted or bool(guess)
+        sequence.has_drafted = sequence.has_drafted or bool(guessed)
         state.depart(sequence, stop)

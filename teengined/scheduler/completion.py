@@ -63,10 +63,10 @@ class Completion:
         return [self._fail(sequence, error_class(token.fault)(token.message or "the stage gave no reason"))]
 
     def _learn_draft(self, flight: Flight, tokens: list[SampledToken]) -> None:
-        draft = flight.draft
-        if draft is not None and tokens and not tokens[-1].fault:
+        guess = flight.guess
+        if guess is not None and tokens and not tokens[-1].fault:
             request_class, num_accepted = flight.sequence.request.request_class, len(tokens) - 1
-            self._state.speculation.learn_draft(request_class, draft.source, draft.num_tokens, num_accepted)
+            self._state.speculation.learn_draft(request_class, guess.source, len(guess.token_ids), num_accepted)
 
     def _fail(self, sequence: Sequence, error: TeengineError) -> End:
         return end_sequence(self._state, sequence, error=error)
@@ -103,7 +103,7 @@ class Completion:
         return [end_sequence(self._state, sequence, reason=FinishReason.STOP)]
 
     def _after_sampling(self, flight: Flight, tokens: list[SampledToken]) -> list[Instruction]:
-        sequence, num_most = flight.sequence, 1 + (0 if flight.draft is None else flight.draft.num_tokens)
+        sequence, num_most = flight.sequence, 1 + (0 if flight.guess is None else len(flight.guess.token_ids))
         if not 0 < len(tokens) <= num_most or self._lacks_answers(sequence):
             what = f"drew {len(tokens)} of {num_most} tokens" if tokens else "drew no token"
             what = "left log-probabilities out" if self._lacks_answers(sequence) else what

@@ -1,14 +1,31 @@
 """Guesses for the sequences of one run: as many as are worth it, and only from room that nobody else needs."""
 
 from teengined.scheduler.lookup import LookupIndex
-from teengined.scheduler.sequence import Sequence
+from teengined.scheduler.sequence import Guess, Sequence
 from teengined.scheduler.state import State
 
-__all__ = ["LOOKUP", "Drafting"]
+__all__ = ["LOOKUP", "MAX_INDEXED_TOKENS", "Drafting", "num_possible_guesses", "open_lookup"]
 
 LOOKUP = "lookup"
 # Tokens taken into indexes while one run is put together: a long prompt's take some runs, and no run waits for them.
-_MAX_INDEXED_TOKENS = 2048
+MAX_INDEXED_TOKENS = 2048
+
+
+def num_possible_guesses(state: State, sequence: Sequence) -> int:
+    """Return how many guesses could become part of the answer and have blocks without anyone giving way."""
+    num_left = sequence.request.submitted.sampling.max_tokens - len(sequence.emitted) - 1
+    # The token that runs anyway, and what the others may need to grow, comes first.
+    num_spare = max(0, state.cache.pool.num_available - len(state.running) - 1)
+    num_fitting = sequence.table.num_fitting(num_spare) - sequence.num_tokens
+    return min(state.speculation.max_drafted, num_left, num_fitting)
+
+
+def open_lookup(state: State, sequence: Sequence) -> LookupIndex | None:
+    """Return a sequence's index, made at the first call; None where nothing is looked up."""
+    if sequence.lookup is None and state.limits.lookup_tokens:
+        num_at_end = sequence.request.num_prompt_tokens + sequence.request.submitted.sampling.max_tokens
+        sequence.lookup = LookupIndex(num_at_end, state.limits.lookup_tokens)
+    return sequence.lookup
 
 
 class Drafting:
@@ -19,36 +36,32 @@ class Drafting:
         self._state = state
         self._num_decoding = num_decoding
         self._num_rows_left = num_rows
-        self._num_to_index = _MAX_INDEXED_TOKENS
+        self._num_to_index = MAX_INDEXED_TOKENS
         self._is_allowed = num_rows > 0 and state.speculation.may_draft()
 
-    def propose(self, sequence: Sequence) -> tuple[int, ...]:
-        """Return the tokens that are guessed to follow an available sequence's; most often none."""
+    def propose(self, sequence: Sequence) -> Guess | None:
+        """Return what is guessed to follow an available sequence's tokens; most often nothing."""
+        given, sequence.guess = sequence.guess, None
         if not self._is_allowed or not sequence.may_draft or not sequence.emitted:
-            return ()
-        num_most = min(self._num_rows_left, self._num_possible(sequence))
-        guess = self._look_up(sequence, num_most) if num_most > 0 else ()
-        self._num_rows_left -= len(guess)
-        return guess
-
-    def _num_possible(self, sequence: Sequence) -> int:
-        """Return how many guesses could become part of the answer and have blocks without anyone giving way."""
-        state, table = self._state, sequence.table
-        num_left = sequence.request.submitted.sampling.max_tokens - len(sequence.emitted) - 1
-        # The token that runs anyway, and what the others may need to grow, comes first.
-        num_spare = max(0, state.cache.pool.num_available - len(state.running) - 1)
-        num_fitting = table.num_fitting(num_spare) - sequence.num_tokens
-        return min(state.speculation.max_drafted, num_left, num_fitting)
+            return None
+        num_most = min(self._num_rows_left, num_possible_guesses(self._state, sequence))
+        if num_most < 1:
+            return None
+        num_tokens = sequence.num_tokens
+        if given is not None and given.num_tokens == num_tokens:
+            guess = Guess(given.source, num_tokens, given.token_ids[:num_most])
+        else:
+            guess = Guess(LOOKUP, num_tokens, self._look_up(sequence, num_most))
+        self._num_rows_left -= len(guess.token_ids)
+        return guess if guess.token_ids else None
 
     def _look_up(self, sequence: Sequence, num_most: int) -> tuple[int, ...]:
-        num_tokens = sequence.num_tokens
-        if sequence.lookup is None:
-            num_at_end = sequence.request.num_prompt_tokens + sequence.request.submitted.sampling.max_tokens
-            sequence.lookup = LookupIndex(num_at_end, self._state.limits.lookup_tokens)
-        self._num_to_index -= sequence.lookup.extend(sequence.tokens, num_tokens, self._num_to_index)
-        guess = sequence.lookup.propose(sequence.tokens, num_tokens, num_most)
-        if not guess:
+        lookup, num_tokens = open_lookup(self._state, sequence), sequence.num_tokens
+        if lookup is None:
+            return ()
+        self._num_to_index -= lookup.extend(sequence.tokens, num_tokens, self._num_to_index)
+        token_ids = lookup.propose(sequence.tokens, num_tokens, num_most)
+        if not token_ids:
             return ()
         request_class = sequence.request.request_class
-        num_wanted = self._state.speculation.num_wanted(request_class, LOOKUP, self._num_decoding)
-        return guess[:num_wanted]
+        return token_ids[: self._state.speculation.num_wanted(request_class, LOOKUP, self._num_decoding)]

@@ -41,7 +41,9 @@ class SchedulerLimits:
     max_drafted: int = 0
     """Tokens guessed ahead of one sequence in one step, which the model verifies all at once; 0: none."""
     lookup_tokens: int = 16384
-    """How far back in a sequence a guess is looked up. Its index takes 32 to 64 bytes for each of these tokens."""
+    """How far back in a sequence a guess is looked up; 0: not at all. Its index takes up to 64 bytes a token."""
+    draft_wait_seconds: float = 5.0
+    """Longest that a step waits for a draft model's guesses."""
     max_idle_owners: int = 1024
     """Owners without requests whose share is remembered; one that is forgotten begins like a new one."""
 
@@ -54,6 +56,8 @@ class SchedulerLimits:
             "prefix_cache",
             "prompt_stretch",
             "max_drafted",
+            "lookup_tokens",
+            "draft_wait_seconds",
         )
         for name in (field.name for field in fields(self) if field.name not in may_be_zero):
             if getattr(self, name) < 1:

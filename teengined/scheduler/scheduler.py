@@ -19,10 +19,14 @@ from teengined.kvcache.block_table import BlockTable
 from teengined.scheduler.admission import check_admission, check_room, num_queued_tokens
 from teengined.scheduler.batch import Composition
 from teengined.scheduler.completion import Completion, end_sequence
+from teengined.scheduler.draft_requests import DraftRequests
 from teengined.scheduler.events import (
     Cancelled,
+    DraftModelOffered,
+    DraftWanted,
     End,
     Event,
+    GuessArrived,
     Instruction,
     PipelineLost,
     PipelineReady,
@@ -51,6 +55,7 @@ class Scheduler:
         self._policy = policy
         self._ready = ready
         self._state = State(limits)
+        self._drafts = DraftRequests(self._state)
         self._next_step = 0
 
     @property
@@ -146,7 +151,11 @@ class Scheduler:
                 self._ready, self._next_step = True, 0
                 return ()
             case Tick():
+                self._drafts.expire(now_seconds)
                 return self._expire(now_seconds)
+            case DraftModelOffered() | GuessArrived():
+                self._drafts.handle(event, now_seconds)
+                return ()
             case _:
                 assert_never(event)
 
@@ -168,12 +177,18 @@ class Scheduler:
         state = self._state
         ordering = Ordering(self._policy, state.owners, now_seconds)
         while self._ready and state.sequences and len(state.in_flight) < self.limits.num_microbatches:
+            if self._drafts.holds(now_seconds):
+                break
             run = Composition(state, ordering, now_seconds).compose(self._next_step)
             if run is None:
                 break
             runs.append(run)
             self._next_step += 1
         return tuple(runs)
+
+    def next_drafts(self) -> tuple[DraftWanted, ...]:
+        """Return what the draft model is to be asked now. Asked for after the runs."""
+        return self._drafts.take()
 
     def _submit(self, event: Submitted, now_seconds: float) -> tuple[Instruction, ...]:
         check_admission(self._state, event, ready=self._ready)
@@ -202,7 +217,7 @@ class Scheduler:
         num_rows, num_prompt_tokens = self._state.loads.pop(event.step, (0, 0))
         self._state.pacer.learn(num_rows, num_prompt_tokens, event.seconds)
         if num_prompt_tokens == 0:
-            has_drafts = any(flight.draft is not None for flight in flights)
+            has_drafts = any(flight.guess is not None for flight in flights)
             self._state.speculation.learn_step(num_rows, event.seconds, has_drafts=has_drafts)
         completion = Completion(self._state, event, now_seconds)
         instructions: list[Instruction] = []
@@ -215,6 +230,7 @@ class Scheduler:
         self._ready = False
         ends = self._end(list(self._state.sequences.values()), error=event.error)
         self._state.lose_stages()
+        self._drafts.forget()
         return ends
 
     def _expire(self, now_seconds: float) -> tuple[Instruction, ...]:

@@ -9,7 +9,17 @@ from teengined.protocol.worker_messages import SequenceOpen
 from teengined.scheduler.events import Submitted
 from teengined.scheduler.lookup import LookupIndex
 
-__all__ = ["Request", "Sequence"]
+__all__ = ["Guess", "Request", "Sequence"]
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """What may follow a sequence's tokens."""
+
+    source: str
+    num_tokens: int
+    """Known tokens that it follows: it is worth nothing once there are more."""
+    token_ids: tuple[int, ...]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -93,6 +103,8 @@ class Sequence:
     """Whether tokens may be guessed ahead for it."""
     has_drafted: bool = False
     """Whether wrong guesses may have left something in its blocks, since it last began."""
+    guess: Guess | None = None
+    """Of a draft model, for the next step."""
     lookup: LookupIndex | None = None
     """Made when something is first guessed; it lives as long as the sequence."""
     _view: SequenceView | None = None

@@ -80,30 +80,30 @@ class Speculation:
     _num_since_bare: int = 0
 
     def may_draft(self) -> bool:
-        """Say whether the next step may have guesses at all. Asked once for each step that could."""
-        if self.max_drafted == 0:
-            return False
-        if self._num_since_bare >= _BARE_EVERY:
-            self._num_since_bare = 0
-            return False
-        return True
+        """Say whether the next step may have guesses at all: now and then one goes without."""
+        return self.max_drafted > 0 and self._num_since_bare < _BARE_EVERY
 
-    def num_wanted(self, request_class: str, source: str, num_decoding: int, extra_seconds: float = 0.0) -> int:
+    def num_wanted(self, request_class: str, source: str, num_decoding: int, seconds_each: float = 0.0) -> int:
         """Return how many guesses a sequence of this class should have in a step of `num_decoding` sequences.
 
-        To be asked where there are guesses: it counts how often they were left unused. `extra_seconds` is what the
-        guesses take before the step can begin.
+        To be asked where there are guesses: it counts how often they were left unused. `seconds_each` is what a guess
+        takes before the step can begin.
         """
         record = self._records.setdefault((request_class, source), _Record())
         bare_seconds = self.times.seconds(num_decoding)
         if bare_seconds is None:  # Nothing to compare with, until a step went without.
             return 0
-        gain, num_best = self._best(record.rate, num_decoding, bare_seconds, extra_seconds)
+        gain, num_best = self._best(record.rate, num_decoding, bare_seconds, seconds_each)
         record.is_on = gain >= (_END_GAIN if record.is_on else _BEGIN_GAIN)
         if record.is_on:
             record.num_passed = 0
             return num_best
         return min(_NUM_TRIED, self.max_drafted) if record.try_now(self._pause(num_decoding, bare_seconds)) else 0
+
+    def is_on(self, request_class: str, source: str) -> bool:
+        """Whether guesses of this class from this source make the deployment faster, as far as is known."""
+        record = self._records.get((request_class, source))
+        return record is not None and record.is_on
 
     def learn_step(self, num_rows: int, seconds: float, *, has_drafts: bool) -> None:
         """Take in how long a step took in which nothing ran but decoding sequences and their guesses."""
@@ -139,7 +139,7 @@ class Speculation:
             num_lost_tokens = (seconds - bare_seconds) / bare_seconds * num_decoding
         return min(_LONGEST_PAUSE, max(_FIRST_PAUSE, num_lost_tokens / _TRIED_SHARE))
 
-    def _best(self, rate: float, num_decoding: int, bare_seconds: float, extra_seconds: float) -> tuple[float, int]:
+    def _best(self, rate: float, num_decoding: int, bare_seconds: float, seconds_each: float) -> tuple[float, int]:
         """Return the largest gain among numbers of guesses, and that number; 0 where nothing is known."""
         best, num_drafted = (0.0, 0), 1
         while num_drafted <= self.max_drafted:
@@ -147,7 +147,7 @@ class Speculation:
             if seconds is None:
                 break
             num_tokens = (1 - rate ** (num_drafted + 1)) / (1 - rate)
-            best = max(best, (num_tokens * bare_seconds / (seconds + extra_seconds), num_drafted))
+            best = max(best, (num_tokens * bare_seconds / (seconds + seconds_each * num_drafted), num_drafted))
             num_drafted = _next_number(num_drafted, self.max_drafted)
         return best
 

@@ -13,18 +13,10 @@ from teengined.scheduler.drain_rate import DrainRate
 from teengined.scheduler.fairness import Owners
 from teengined.scheduler.limits import SchedulerLimits
 from teengined.scheduler.pacing import Pacer
-from teengined.scheduler.sequence import Sequence
+from teengined.scheduler.sequence import Guess, Sequence
 from teengined.scheduler.speculation import Speculation
 
-__all__ = ["Draft", "Flight", "State"]
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """Guesses that a sequence's part of a step ends with."""
-
-    source: str
-    num_tokens: int
+__all__ = ["Flight", "State"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +27,8 @@ class Flight:
     stop: int
     """Tokens on the stages once the step is over, guesses not counted."""
     samples: bool
-    draft: Draft | None = None
+    guess: Guess | None = None
+    """What its part of the step ends with."""
 
 
 class State:

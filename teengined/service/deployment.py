@@ -27,6 +27,7 @@ from teengined.scheduler.scheduler import Scheduler
 from teengined.service.admission import ModelLimits
 from teengined.service.answer import Answer
 from teengined.service.answers import AnswerTable
+from teengined.service.draft_model import DraftModel
 from teengined.service.drafts import drafted_tokens
 from teengined.service.pipeline import FinishedStep, Pipeline
 from teengined.service.prompts import PromptReader
@@ -68,6 +69,8 @@ class LoadedModel:
     pool: WorkerPool
     limits: LimitSettings
     worker_settings: WorkerSettings
+    draft: DraftModel | None = None
+    """Who guesses for it; it may be gone by now."""
     state: str = "loading"
     problem: str = ""
     _pipeline: Pipeline = field(init=False)
@@ -80,6 +83,8 @@ class LoadedModel:
     def __post_init__(self) -> None:
         """Wire the parts that belong to this deployment alone."""
         self._answers = AnswerTable(speed=self.speed)
+        if self.draft is not None:
+            self.draft.on_event = self._advance
         self._pipeline = Pipeline(
             stages=self.stages,
             pool=self.pool,
@@ -102,7 +107,7 @@ class LoadedModel:
             await asyncio.shield(self.close())
             raise
         self.state = "ready"
-        self._advance(PipelineReady())
+        self._advance(PipelineReady(), *(() if self.draft is None else (self.draft.offer(),)))
         self._ticker = asyncio.create_task(self._tick())
 
     async def close(self) -> None:
@@ -242,6 +247,9 @@ class LoadedModel:
                 for run in self.scheduler.next_runs(now):
                     self._answers.begin(run, now)
                     self._pipeline.run(run)
+                for wanted in self.scheduler.next_drafts():
+                    assert self.draft is not None, "guesses are wanted of a draft model that was never offered"
+                    self.draft.ask(wanted)
         except PluginError as error:
             self._give_up(error)
         self._note_idle()

@@ -233,6 +233,9 @@ class SpeculationSettings:
         "Of one sequence in one step: a row of streamed weights costs little, a wrong guess a row.",
         minimum=1,
     )
+    draft_wait: float = setting(
+        5.0, "seconds", "Longest that a step waits for a draft model; then it goes without.", minimum=0.01
+    )
     lookup_window: int = setting(
         16384, "tokens", "How far back what is repeated is found; its index takes 64 bytes a token at most.", minimum=16
     )

@@ -1,16 +1,18 @@
 """A real daemon with the fake worker, guessing ahead: the same answers in fewer steps."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from teengined.client import AnswerEvent, AsyncClient, Client
+from teengined.core.errors import RequestError, UnknownModel
 from teengined.core.request import FinishReason, Usage
 from teengined.core.sampling import SamplingParams
-from teengined.protocol.messages import Finished, Generate, LoadModel, PlanModel, TokenChunk
-from tests.fakes.byte_package import EOS
+from teengined.protocol.messages import Deployment, Finished, Generate, LoadModel, PlanModel, TokenChunk
+from tests.fakes.byte_package import EOS, write_byte_package
 from tests.fakes.running_daemon import RunningDaemon
 
 pytestmark = pytest.mark.system
@@ -23,6 +25,8 @@ def daemon() -> Iterator[RunningDaemon]:
             running.load(client, assignment={"cpu:1": 1, "cpu:0": 3})
             off = LoadModel(plan=PlanModel(model="bytes"), name="off", speculation="off")
             client.load(off)
+            drafted = PlanModel(model="bytes", assignment={"cpu:1": 4})
+            client.load(LoadModel(plan=drafted, name="drafted", speculation="draft", draft="off"))
         yield running
 
 
@@ -33,9 +37,10 @@ def client(daemon: RunningDaemon) -> Iterator[Client]:
 
 
 def ask(prompt: str, max_tokens: int = 60, **fields: Any) -> Generate:
-    given = {name: fields.pop(name) for name in ("model", "speculate") if name in fields}
+    given: dict[str, Any] = {name: fields.pop(name) for name in ("model", "speculate") if name in fields}
     sampling = SamplingParams(max_tokens=max_tokens, **fields)
-    return Generate(**{"model": "bytes", "prompt": prompt, "sampling": sampling} | given)
+    given = {"model": "bytes", "prompt": prompt, "sampling": sampling} | given
+    return Generate(**given)
 
 
 def text_of(events: list[AnswerEvent]) -> str:
@@ -44,6 +49,10 @@ def text_of(events: list[AnswerEvent]) -> str:
 
 def tokens_of(events: list[AnswerEvent]) -> list[int]:
     return [token for event in events if isinstance(event, TokenChunk) for token in event.token_ids]
+
+
+def deployment(client: Client, name: str) -> Deployment:
+    return next(item for item in client.deployments().deployments if item.model == name)
 
 
 def usage_of(events: list[AnswerEvent]) -> Usage:
@@ -73,13 +82,11 @@ def test_without_guesses_every_token_takes_its_step(client: Client, fields: dict
 def test_deployment_tells_what_became_of_its_guesses(client: Client):
     list(client.generate(ask("abcdefgh", 200)))
 
-    by_name = {item.model: item for item in client.deployments().deployments}
-
-    (told,) = (item for item in by_name["bytes"].drafted if item.request_class == "greedy")
+    (told,) = (item for item in deployment(client, "bytes").drafted if item.request_class == "greedy")
     assert told.source == "lookup"
     assert told.is_on
     assert 0 < told.num_accepted <= told.num_drafted
-    assert by_name["off"].drafted == ()
+    assert deployment(client, "off").drafted == ()
 
 
 @pytest.mark.parametrize("include", [False, True])
@@ -127,3 +134,57 @@ def test_many_answers_at_once_are_each_their_own(daemon: RunningDaemon):
 
     expected = [((chr(97 + n) * 2 + "xyz" + str(n)) * 20)[: 40 + n] for n in range(24)]
     assert texts == expected
+
+
+def test_draft_model_changes_no_answer(client: Client):
+    for number in range(3):
+        prompt = "abcdefgh"[: 4 + number]
+        events = list(client.generate(ask(prompt, 100, model="drafted", temperature=float(number))))
+        assert text_of(events) == (prompt * 30)[:100]
+
+    (told,) = (item for item in deployment(client, "drafted").drafted if item.request_class == "greedy")
+    assert told.source == "draft"
+    assert told.num_drafted > 0
+
+
+def test_draft_model_is_held_to_what_it_is_for(client: Client):
+    plan = PlanModel(model="bytes")
+
+    with pytest.raises(UnknownModel, match="'nobody' is not loaded"):
+        client.load(LoadModel(plan=plan, name="x", draft="nobody"))
+    with pytest.raises(RequestError, match="speculation by a draft model needs one"):
+        client.load(LoadModel(plan=plan, name="x", speculation="draft"))
+    with pytest.raises(RequestError, match="a draft model is named, and speculation is off"):
+        client.load(LoadModel(plan=plan, name="x", speculation="off", draft="off"))
+
+
+def test_draft_model_of_another_vocabulary_is_refused_by_name(daemon: RunningDaemon, client: Client):
+    other = write_byte_package(daemon.directory / "store", "others")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    ids = tokenizer["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    client.load(LoadModel(plan=PlanModel(model="others"), verify=False))
+
+    with pytest.raises(RequestError, match=r"others cannot draft for bytes2: .* differ in 'a'"):
+        client.load(LoadModel(plan=PlanModel(model="bytes"), name="bytes2", draft="others"))
+
+    assert "bytes2" not in {item.model for item in client.deployments().deployments}
+    client.unload("others")
+
+
+def test_answers_go_on_where_the_draft_model_is_unloaded(client: Client):
+    client.load(LoadModel(plan=PlanModel(model="bytes"), name="small", speculation="off"))
+    client.load(LoadModel(plan=PlanModel(model="bytes"), name="large", speculation="draft", draft="small"))
+    events: list[AnswerEvent] = []
+
+    for event in client.generate(ask("abcdefgh", 200, model="large")):
+        events.append(event)
+        if len(events) == 20:
+            with_daemon = Client(client.endpoint)
+            with_daemon.unload("small", now=True)
+            with_daemon.close()
+
+    assert text_of(events) == "abcdefgh" * 25
+    assert text_of(list(client.generate(ask("abc", 60, model="large")))) == "abc" * 20
+    client.unload("large")

@@ -21,6 +21,9 @@ __all__ = ["command"]
 @click.option("--name", default="", metavar="NAME", help="What requests call it, if not by the package's name.")
 @click.option("--no-verify", is_flag=True, help="Do not check digests while reading.")
 @speculation_option
+@click.option(
+    "--draft", default="", metavar="NAME", help="A loaded model with the same tokens that guesses for this one."
+)
 @output_options(OutputFormat.TABLE, OutputFormat.JSON, OutputFormat.JSONL)
 @click.pass_obj
 def command(
@@ -29,12 +32,13 @@ def command(
     name: str,
     no_verify: bool,
     speculation: Speculation,
+    draft: str,
     output: OutputFormat,
     **placement: Any,
 ) -> None:
     """Load MODEL and return when it answers requests. With -o jsonl, progress is one JSON object a line."""
     plan = PlanModel(**plan_fields(placement))
-    request = LoadModel(plan=plan, name=name, verify=not no_verify, speculation=speculation)
+    request = LoadModel(plan=plan, name=name, verify=not no_verify, speculation=speculation, draft=draft)
     with invocation.client() as client:
         try:
             loaded = load(client, request, open_progress(json_lines=output is OutputFormat.JSONL))

@@ -1,5 +1,7 @@
 """Guesses on their way through a scheduler: who gets some, what becomes of right and wrong ones."""
 
+from typing import Any
+
 import pytest
 
 from teengined.core.errors import InternalError, NumericalFault
@@ -15,12 +17,13 @@ PERIOD = (1, 2, 3, 4, 5, 6, 7, 8)
 class Willing(Speculation):
     """Wants all guesses there are."""
 
-    def num_wanted(self, request_class, source, num_decoding, extra_seconds=0.0):
+    def num_wanted(self, request_class, source, num_decoding, seconds_each=0.0):
         return self.max_drafted
 
 
 def machine_of(**changed):
-    machine = scheduler(**{"max_drafted": 4, "max_step_tokens": 16, "num_blocks": 32} | changed)
+    values: dict[str, Any] = {"max_drafted": 4, "max_step_tokens": 16, "num_blocks": 32} | changed
+    machine = scheduler(**values)
     machine._state.speculation = Willing(max_drafted=machine.limits.max_drafted)
     return machine
 

@@ -14,9 +14,12 @@ from teengined.kvcache.prefix import PrefixIndex
 from teengined.protocol.worker_messages import SampledToken, SequenceOpen
 from teengined.scheduler.events import (
     Cancelled,
+    DraftModelOffered,
+    DraftWanted,
     Emit,
     End,
     Event,
+    GuessArrived,
     Instruction,
     PipelineLost,
     PipelineReady,
@@ -104,7 +107,7 @@ class Moody(Speculation):
 
     rng: random.Random
 
-    def num_wanted(self, request_class, source, num_decoding, extra_seconds=0.0):
+    def num_wanted(self, request_class, source, num_decoding, seconds_each=0.0):
         return self.rng.randint(0, self.max_drafted)
 
 
@@ -126,7 +129,8 @@ class Story:
             num_microbatches=rng.choice([1, 1, 2, 3]),
             prefix_cache=rng.random() < 0.7,
             max_drafted=rng.choice([0, 1, 3, 8]),
-            lookup_tokens=rng.choice([4, 100]),
+            lookup_tokens=rng.choice([0, 4, 100]),
+            draft_wait_seconds=rng.choice([1.0, 5.0, 1000.0]),
         )
         self.policy = rng.choice([FifoScheduling, FairScheduling, Whimsical])()
         self.machine = Scheduler(self.policy, self.limits, ready=rng.random() < 0.9)
@@ -151,6 +155,10 @@ class Story:
         self.harmed: set[int] = set()
         """Sequences that a failing step, a fault or a lost token makes fail."""
         self.num_drafted = self.num_accepted = 0
+        self.num_asked = 0
+        self.asked: list[DraftWanted] = []
+        if rng.random() < 0.5:
+            self.take(DraftModelOffered(context_tokens=100))
         self.faults = rng.choice([0.0, 0.05])
 
     def tokens(self, number: int) -> tuple[int, ...]:
@@ -165,9 +173,9 @@ class Story:
             self.take(PipelineReady())
         for _ in range(20_000):
             self.ask()
-            if not self.in_flight:
+            if not self.in_flight and not self.asked:
                 break
-            self.take(self.completion())
+            self.take(self.completion() if self.in_flight else self.guess())
 
     # --- the world ---
 
@@ -181,11 +189,27 @@ class Story:
             return Stopped(sequence_id=self.some_id())
         if choice < 0.37:
             return Tick()
+        if choice < 0.372:
+            return DraftModelOffered(context_tokens=self.random.choice([0, 10, 100]))
+        if choice < 0.5 and self.asked:
+            return self.guess()
         if choice < 0.375:
             return PipelineLost(error=WorkerLost("gone"))
         if not self.ready:
             return PipelineReady()
         return self.completion() if self.in_flight else Tick()
+
+    def guess(self) -> GuessArrived:
+        """Return what the draft model says to one of those that were asked for."""
+        wanted = self.asked.pop(self.random.randrange(len(self.asked)))
+        life, guess = self.lives[wanted.sequence_id], []
+        assert life.end is not None or life.tokens[: len(wanted.tokens)] == wanted.tokens
+        prints = life.prints[: len(wanted.tokens)]
+        while len(guess) < self.random.randint(0, wanted.num_wanted + 1):
+            token_id = drawn(life.opening, len(prints), prints[-1])
+            guess.append(self.random.choice([token_id, token_id, token_id, self.random.randrange(NUM_TOKEN_IDS)]))
+            prints.append(fingerprint(prints[-1], guess[-1]))
+        return GuessArrived(sequence_id=wanted.sequence_id, num_tokens=len(wanted.tokens), token_ids=tuple(guess))
 
     def some_id(self) -> int:
         live = [sequence_id for sequence_id, life in self.lives.items() if life.end is None]
@@ -325,7 +349,9 @@ class Story:
             self.send(run)
         live = {sequence_id for sequence_id, life in self.lives.items() if life.end is None}
         assert self.machine.num_running + self.machine.num_waiting == len(live)
-        assert self.in_flight or not live or not self.ready, "nothing runs, and something could"
+        self.asked += self.machine.next_drafts()
+        self.num_asked += bool(self.asked)
+        assert self.in_flight or not live or not self.ready or self.asked, "nothing runs, and something could"
         assert len(self.in_flight) == len(self.machine._state.in_flight) <= self.limits.num_microbatches
         assert len(self.machine._state.closed) <= self.limits.max_running
         assert self.machine.num_running <= self.limits.max_running
@@ -441,7 +467,7 @@ class Story:
 
 @pytest.mark.parametrize("group", range(NUM_GROUPS))
 def test_random_schedules_keep_every_promise(group: int, seed: int):
-    num_drafted = num_accepted = 0
+    num_drafted = num_accepted = num_asked = 0
     for number in range(NUM_SCHEDULES // NUM_GROUPS):
         story_seed = seed * 1_000_000 + group * 1_000 + number
         story = Story(story_seed)
@@ -454,4 +480,6 @@ def test_random_schedules_keep_every_promise(group: int, seed: int):
             if not told:
                 print(f"seed {story_seed}, event {story.now}, policy {story.policy.name}, {story.limits}")
         num_drafted, num_accepted = num_drafted + story.num_drafted, num_accepted + story.num_accepted
+        num_asked += story.num_asked
     assert 0 < num_accepted < num_drafted
+    assert num_asked > 0

@@ -125,14 +125,14 @@ def test_classes_are_counted_by_themselves():
     ]
 
 
-@pytest.mark.parametrize("extra_seconds", [0.0, 100.0])
-def test_time_that_guessing_takes_counts(extra_seconds: float):
+@pytest.mark.parametrize("seconds_each", [0.0, 100.0])
+def test_time_that_guessing_takes_counts(seconds_each: float):
     control = Speculation(max_drafted=4)
     for num_rows in (1, 5):
         control.learn_step(num_rows, 1.0, has_drafts=num_rows > 1)
     for _ in range(20):
         control.learn_draft("greedy", "draft", 4, 4)
 
-    control.num_wanted("greedy", "draft", 1, extra_seconds)
+    control.num_wanted("greedy", "draft", 1, seconds_each)
 
-    assert control.describe()[0].is_on == (extra_seconds == 0)
+    assert control.describe()[0].is_on == (seconds_each == 0)
