@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from teengined.core.errors import RequestError, TeengineError, UnknownModel, WorkerLost
 from teengined.protocol.messages import TokenChunk
 from teengined.scheduler.events import DraftModelOffered, DraftWanted, GuessArrived
+from teengined.service.answer import Outcome
 from teengined.service.chunk_stream import ChunkStream
 from teengined.service.submission import Submission
 
@@ -90,7 +91,7 @@ class DraftModel:
             self._tell_soon(self._guess(wanted, ()))
             return
 
-        def finish(_ended: "asyncio.Future[object]") -> None:
+        def finish(_ended: "asyncio.Future[Outcome]") -> None:
             model.release(answer)
             self._tell(self._guess(wanted, token_ids))
 
