@@ -131,6 +131,8 @@ def timing_lines(answer: Answer) -> list[str]:
         ("prompt", f"{usage.prompt_tokens} tokens in {format_seconds(usage.prefill_seconds)}"),
         ("answer", f"{usage.completion_tokens} tokens in {format_seconds(usage.decode_seconds)}"),
     ]
+    if usage.accepted_tokens:
+        facts.append(("guessed", f"{usage.accepted_tokens} tokens, which took no step of their own"))
     if speed.tokens_per_second is not None:
         facts.append(("speed", f"{speed.tokens_per_second:.1f} tokens/s"))
     if speed.share_of_bound is not None:

@@ -73,3 +73,5 @@ class Usage:
     """Prompt tokens whose KV was there already."""
     queued_seconds: float = 0.0
     """From admission to the first step."""
+    accepted_tokens: int = 0
+    """Of `completion_tokens` those that were guessed right, and took no step of their own."""

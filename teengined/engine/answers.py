@@ -28,6 +28,9 @@ __all__ = ["Answerer", "Answers"]
 # Logits held at a time: 64 rows of a vocabulary of 128k are 32 MiB in fp32, whatever a prompt's length.
 _MAX_LOGITS_ROWS = 64
 
+_Drawn = list[tuple[int, SampleRow]]
+"""Rows of the step with what is drawn from them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
@@ -91,14 +94,9 @@ class Answerer:
         self._sampler.shutdown()
 
     def _draw(self, parts: Sequence[tuple[SequencePart, int]], head: Head) -> Iterable[SampledToken]:
-        wanted = [(part, row + len(part.token_ids) - 1) for part, row in parts if part.sample]
-        for first in range(0, len(wanted), _MAX_LOGITS_ROWS):
-            block = wanted[first : first + _MAX_LOGITS_ROWS]
-            rows = [
-                SampleRow(sequence_id=part.sequence_id, position=part.start_position + len(part.token_ids))
-                for part, _ in block
-            ]
-            yield from self._sampler.sample(rows, head.logits([row for _, row in block]).cpu())
+        for block in _blocks([_drawn_rows(part, row) for part, row in parts if part.sample]):
+            logits_WV = head.logits([row for row, _ in block]).cpu()
+            yield from self._sampler.sample([wanted for _, wanted in block], logits_WV)
 
     def _score(self, part: SequencePart, first_row: int, head: Head) -> Iterable[PromptLogprobs]:
         """Tell of the prompt tokens whose logits are there: the row at position p is about the token at p + 1.
@@ -167,6 +165,34 @@ class Answerer:
         state.sum_D = sum_D if state.sum_D is None else state.sum_D + sum_D
         state.num_summed += hidden_TD.shape[0]
         return state.sum_D / state.num_summed
+
+
+def _drawn_rows(part: SequencePart, first_row: int) -> _Drawn:
+    """Return the rows of a part from which tokens are drawn: its last, and the one before each guess."""
+    num_known = len(part.token_ids) - part.num_drafted
+    return [
+        (
+            first_row + place - 1,
+            SampleRow(
+                sequence_id=part.sequence_id,
+                position=part.start_position + place,
+                drafted_id=part.token_ids[place] if place < len(part.token_ids) else None,
+            ),
+        )
+        for place in range(num_known, len(part.token_ids) + 1)
+    ]
+
+
+def _blocks(parts: Iterable[_Drawn]) -> Iterable[_Drawn]:
+    """Put parts together into blocks of few rows. A part is not divided: its rows decide about each other."""
+    block: _Drawn = []
+    for rows in parts:
+        if block and len(block) + len(rows) > _MAX_LOGITS_ROWS:
+            yield block
+            block = []
+        block = [*block, *rows]
+    if block:
+        yield block
 
 
 def _first_rows(parts: Sequence[SequencePart]) -> list[int]:

@@ -43,6 +43,8 @@ class SampleRow:
     sequence_id: int
     position: int
     """Of the token to be drawn: the number of tokens before it."""
+    drafted_id: int | None = None
+    """The guess on which the sequence's next row rests; None in its last row."""
 
 
 class Sampler:
@@ -71,12 +73,22 @@ class Sampler:
     def sample(self, rows: Sequence[SampleRow], logits_WV: torch.Tensor) -> tuple[SampledToken, ...]:
         """Return the token of each row, or its fault, in the order of rows, and fold each into its sequence.
 
+        Rows of one sequence are in order of position. Those after a wrong guess or a fault rest on what is not in the
+        answer: nothing is drawn from them. So an answer is the same with and without guesses, whatever is folded.
+
         `logits_WV` is fp32 on the CPU, one row for each of `rows`. Faults are `numerical_fault` (a logit is NaN or
         +inf, or all are -inf), `invalid_request` (what the request asks for leaves no token), or what kept a grammar
         from being followed; they concern their row alone.
         """
         logits = logits_WV.detach().contiguous().numpy()
-        return tuple(self._sample(row, logits_V) for row, logits_V in zip(rows, logits, strict=True))
+        drawn: list[SampledToken] = []
+        settled: set[int] = set()
+        for row, logits_V in zip(rows, logits, strict=True):
+            if row.sequence_id not in settled:
+                drawn.append(self._sample(row, logits_V))
+                if drawn[-1].token_id != row.drafted_id:
+                    settled.add(row.sequence_id)
+        return tuple(drawn)
 
     def prompt_logprobs(
         self, sequence_id: int, start_position: int, token_ids: Sequence[int], logits_WV: torch.Tensor

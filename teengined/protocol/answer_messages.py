@@ -49,6 +49,8 @@ class Generate:
     """More variables for the chat template, each JSON."""
     parse: bool = False
     """Tell reasoning and tool calls apart from text, where the model's format is known."""
+    speculate: bool = True
+    """Let tokens be guessed ahead where that is faster. The answer is the same either way."""
     credits: int = 0
     """Chunks that may be sent before the first `Grant`; 0: without limit. What may not be sent yet is joined into
     larger chunks, so that a slow reader costs a bounded buffer."""

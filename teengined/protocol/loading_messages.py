@@ -10,6 +10,7 @@ from teengined.core.plan import Objective, Plan
 __all__ = [
     "Deployment",
     "DeploymentList",
+    "DraftedTokens",
     "ExpertFigures",
     "ListDeployments",
     "LoadModel",
@@ -48,6 +49,20 @@ class ExpertFigures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DraftedTokens:
+    """What became of tokens that were guessed ahead for one class of requests, since the load."""
+
+    request_class: str
+    """`greedy`, `sampled`, or `grammar`."""
+    source: str
+    """`lookup`: in the sequence itself; `draft`: by a draft model."""
+    is_on: bool
+    """Whether it makes the deployment faster at present; where it does not, it is tried now and then."""
+    num_drafted: int
+    num_accepted: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
     """A loaded (or loading) model, as `teengine ps` shows it."""
 
@@ -83,6 +98,7 @@ class Deployment:
     """None where no routed expert is streamed."""
     stage_bubble_seconds: tuple[float, ...] = ()
     """For each stage: all of that time since the load."""
+    drafted: tuple[DraftedTokens, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +155,10 @@ class LoadModel:
     """What requests call it; empty: the model's name."""
     verify: bool = True
     """Check every unit's digest while it is first read."""
+    speculation: Literal["", "off", "lookup", "draft", "auto"] = ""
+    """Where guesses come from that are verified many at a time. Empty: the configured default."""
+    draft: str = ""
+    """A loaded model with the same vocabulary that guesses for this one; empty: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

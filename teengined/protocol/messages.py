@@ -50,6 +50,7 @@ from teengined.protocol.answer_messages import (
 from teengined.protocol.loading_messages import (
     Deployment,
     DeploymentList,
+    DraftedTokens,
     ExpertFigures,
     ListDeployments,
     Loaded,
@@ -73,6 +74,7 @@ __all__ = [
     "DiskStatus",
     "Distribution",
     "Done",
+    "DraftedTokens",
     "Drain",
     "Embed",
     "Embedded",

@@ -151,6 +151,9 @@ class SequencePart:
     """Appended to the sequence's block table before the part runs; in a first part the whole table."""
     sample: bool = False
     """True where a token is to be drawn from the last row: the last prefill chunk and every decode step."""
+    num_drafted: int = 0
+    """So many of the tokens, the last ones, are guesses to be verified: a token is drawn from each row from the one
+    before the first guess on, in order, for as long as the token drawn is the one that was guessed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +183,10 @@ class RunStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledToken:
-    """The token drawn for a sequence, or the fault that kept it from being drawn."""
+    """A token drawn for a sequence, or the fault that kept it from being drawn.
+
+    Several of one sequence, in order, where guesses were right: what follows a wrong guess or a fault is not drawn.
+    """
 
     sequence_id: int
     token_id: int

@@ -2,10 +2,11 @@
 
 from teengined.protocol.worker_messages import BlockCopy, SequenceOpen, SequencePart
 from teengined.scheduler.beginnings import choose_beginning, may_begin
+from teengined.scheduler.drafting import Drafting
 from teengined.scheduler.events import Run
 from teengined.scheduler.ordering import Ordering
 from teengined.scheduler.preemption import Preemption
-from teengined.scheduler.sequence import Sequence
+from teengined.scheduler.sequence import Guess, Sequence
 from teengined.scheduler.state import Flight, State
 
 __all__ = ["Composition"]
@@ -47,8 +48,8 @@ class Composition:
             return None
         self._state.cache.settle()
         self._state.in_flight[step] = tuple(self._flights)
-        num_prompt_tokens = sum(len(part.token_ids) for part in self._parts[num_decoding:])
-        self._state.loads[step] = (num_decoding, num_prompt_tokens)
+        num_tokens = [len(part.token_ids) for part in self._parts]
+        self._state.loads[step] = (sum(num_tokens[:num_decoding]), sum(num_tokens[num_decoding:]))
         closed = tuple(self._state.closed)
         self._state.closed.clear()
         return Run(
@@ -68,15 +69,23 @@ class Composition:
         state = self._state
         if not state.decodes:
             return
-        num_most = min(self._num_tokens_left, self._num_rows_left - num_kept_rows, self._decode_share())
+        num_rows = min(self._num_tokens_left, self._num_rows_left - num_kept_rows)
+        num_most = min(num_rows, self._decode_share())
         candidates = list(state.decodes.values())
+        drafting = self._open_drafting(min(num_most, len(candidates)), num_rows)
         if self._lacks_blocks(candidates):
             candidates = self._ordering.sort(candidates)  # Who is first gets the blocks.
         for sequence in candidates:
             if len(self._parts) == num_most:
                 break
             if sequence.is_available:  # Not preempted meanwhile.
-                self._add(sequence, 1)
+                self._add(sequence, 1, drafting)
+
+    def _open_drafting(self, num_decoding: int, num_rows: int) -> Drafting:
+        """Leave to guesses the rows that decoding leaves; half of them where prompts want some too."""
+        num_left = max(0, num_rows - num_decoding)
+        has_prompts = bool(self._state.prompts or self._state.waiting)
+        return Drafting(self._state, num_decoding, num_left // 2 if has_prompts else num_left)
 
     def _num_kept_rows(self, step: int) -> int:
         """Return how many rows are kept from those who decode, for prompts that run and of which something is told.
@@ -145,8 +154,8 @@ class Composition:
         self._add(sequence, num_most)
         return True
 
-    def _add(self, sequence: Sequence, num_most: int) -> None:
-        """Add the next tokens of an available sequence, as many as bounds and blocks allow."""
+    def _add(self, sequence: Sequence, num_most: int, drafting: Drafting | None = None) -> None:
+        """Add the next tokens of an available sequence, as many as bounds and blocks allow, and guesses after them."""
         state, start, table = self._state, sequence.num_computed, sequence.table
         num_tokens = sequence.largest_part(start, num_most, self._num_rows_left)
         if num_tokens == 0:
@@ -157,12 +166,14 @@ class Composition:
             num_tokens = min(num_tokens, state.cache.num_writable(table, start))
             if num_tokens <= 0:
                 return
-        self._append(sequence, start, start + num_tokens)
+        guess = drafting.propose(sequence) if drafting is not None else None
+        self._append(sequence, start, start + num_tokens, guess)
 
-    def _append(self, sequence: Sequence, start: int, stop: int) -> None:
+    def _append(self, sequence: Sequence, start: int, stop: int, guess: Guess | None) -> None:
         state, table = self._state, sequence.table
+        guessed = () if guess is None else guess.token_ids
         begins_with = () if sequence.is_open else tuple(table.block_ids)
-        extension = state.cache.extend(table, start, stop)
+        extension = state.cache.extend(table, start, stop + len(guessed))
         if not sequence.is_open:
             self._opened.append(sequence.opening())
         if extension.copied is not None:
@@ -171,16 +182,18 @@ class Composition:
                 BlockCopy(sequence_id=sequence.id, index=copied.index, source=copied.source, target=copied.target)
             )
         samples = sequence.samples(stop)
-        self._num_tokens_left -= stop - start
-        self._num_rows_left -= sequence.num_logit_rows(start, stop)
-        self._flights.append(Flight(sequence, stop, samples))
+        self._num_tokens_left -= stop - start + len(guessed)
+        self._num_rows_left -= sequence.num_logit_rows(start, stop) + len(guessed)
+        self._flights.append(Flight(sequence, stop, samples, guess))
         self._parts.append(
             SequencePart(
                 sequence_id=sequence.id,
-                token_ids=sequence.tokens(start, stop),
+                token_ids=sequence.tokens(start, stop) + guessed,
                 start_position=start,
                 new_blocks=begins_with + extension.new_block_ids,
                 sample=samples,
+                num_drafted=len(guessed),
             )
         )
+        sequence.has_drafted = sequence.has_drafted or bool(guessed)
         state.depart(sequence, stop)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from teengined.core.errors import InternalError, TeengineError, error_class
+from teengined.core.errors import InternalError, NumericalFault, TeengineError, error_class
 from teengined.core.request import FinishReason, Goal
 from teengined.protocol.worker_messages import PooledVector, PromptLogprobs, SampledToken
 from teengined.scheduler.events import Emit, End, Instruction, StepCompleted, Tell
@@ -23,11 +23,14 @@ def end_sequence(
 class Completion:
     """The last stage's answer to one step, by sequence."""
 
-    def __init__(self, state: State, event: StepCompleted) -> None:
+    def __init__(self, state: State, event: StepCompleted, now_seconds: float) -> None:
         """Take the answer in."""
         self._state = state
+        self._now_seconds = now_seconds
         self._step = event.step
-        self._tokens: dict[int, SampledToken] = {token.sequence_id: token for token in event.tokens}
+        self._tokens: dict[int, list[SampledToken]] = {}
+        for token in event.tokens:
+            self._tokens.setdefault(token.sequence_id, []).append(token)
         self._vectors: dict[int, PooledVector] = {vector.sequence_id: vector for vector in event.vectors}
         self._logprobs: dict[int, list[PromptLogprobs]] = {}
         for told in event.prompt_logprobs:
@@ -36,15 +39,34 @@ class Completion:
     def settle(self, flight: Flight) -> list[Instruction]:
         """Return what follows for a sequence that has not ended since it was sent."""
         sequence = flight.sequence
-        token = self._tokens.get(sequence.id)
-        if token is not None and token.fault:
-            self._state.cache.distrust(sequence.table)
-            return [self._fail(sequence, error_class(token.fault)(token.message or "the stage gave no reason"))]
+        tokens = self._tokens.get(sequence.id, [])
+        if tokens and tokens[0].fault:
+            return self._after_fault(sequence, tokens[0])
         self._state.arrive(sequence, flight.stop)
         instructions: list[Instruction] = [*self._tell_logprobs(sequence), *self._tell_vector(sequence)]
         if flight.samples:
-            return [*instructions, *self._after_sampling(sequence, token)]
+            self._learn_draft(flight, tokens)
+            return [*instructions, *self._after_sampling(flight, tokens)]
         return [*instructions, *self._after_chunk(sequence)]
+
+    def _after_fault(self, sequence: Sequence, token: SampledToken) -> list[Instruction]:
+        """Fail a sequence that could not be gone on with.
+
+        Numbers that are none may come from a wrong guess: what stands behind a row has weight 0 for it, which leaves
+        NaN what it is. So a sequence that had guesses is computed once more without.
+        """
+        self._state.cache.distrust(sequence.table)
+        if token.fault == NumericalFault.code and sequence.has_drafted:
+            sequence.may_draft = False
+            self._state.preempt(sequence, self._now_seconds)
+            return []
+        return [self._fail(sequence, error_class(token.fault)(token.message or "the stage gave no reason"))]
+
+    def _learn_draft(self, flight: Flight, tokens: list[SampledToken]) -> None:
+        guess = flight.guess
+        if guess is not None and tokens and not tokens[-1].fault:
+            request_class, num_accepted = flight.sequence.request.request_class, len(tokens) - 1
+            self._state.speculation.learn_draft(request_class, guess.source, len(guess.token_ids), num_accepted)
 
     def _fail(self, sequence: Sequence, error: TeengineError) -> End:
         return end_sequence(self._state, sequence, error=error)
@@ -80,17 +102,32 @@ class Completion:
             return [self._fail(sequence, InternalError(f"the last stage left something out in step {self._step}"))]
         return [end_sequence(self._state, sequence, reason=FinishReason.STOP)]
 
-    def _after_sampling(self, sequence: Sequence, token: SampledToken | None) -> list[Instruction]:
-        if token is None or self._lacks_answers(sequence):
-            what = "drew no token" if token is None else "left log-probabilities out"
+    def _after_sampling(self, flight: Flight, tokens: list[SampledToken]) -> list[Instruction]:
+        sequence, num_most = flight.sequence, 1 + (0 if flight.guess is None else len(flight.guess.token_ids))
+        if not 0 < len(tokens) <= num_most or self._lacks_answers(sequence):
+            what = f"drew {len(tokens)} of {num_most} tokens" if tokens else "drew no token"
+            what = "left log-probabilities out" if self._lacks_answers(sequence) else what
             return [self._fail(sequence, InternalError(f"the last stage {what} in step {self._step}"))]
+        instructions: list[Instruction] = []
+        for number, token in enumerate(tokens):
+            if number:  # The token before this one had been guessed.
+                self._state.accept(sequence)
+            if token.fault:
+                return [*instructions, *self._after_fault(sequence, token)]
+            emit, reason = self._emit(sequence, token, drafted=number + 1 < len(tokens))
+            instructions.append(emit)
+            if reason is not None:  # What was drawn after the end is nobody's.
+                return [*instructions, end_sequence(self._state, sequence, reason=reason)]
+        self._state.make_available(sequence)
+        return instructions
+
+    def _emit(self, sequence: Sequence, token: SampledToken, *, drafted: bool) -> tuple[Emit, FinishReason | None]:
+        """Add a token to the answer; return what to deliver, and why the sequence ends with it if it does."""
         sampling = sequence.request.submitted.sampling
         sequence.emitted.append(token.token_id)
         num_emitted = len(sequence.emitted)
         stopped = token.token_id in sequence.request.end_token_ids and num_emitted > sampling.min_tokens
-        emitted = Emit(sequence_id=sequence.id, token=token, silent=stopped)
-        if not stopped and num_emitted < sampling.max_tokens:
-            self._state.make_available(sequence)
-            return [emitted]
-        reason = FinishReason.STOP if stopped else FinishReason.LENGTH
-        return [emitted, end_sequence(self._state, sequence, reason=reason)]
+        emit = Emit(sequence_id=sequence.id, token=token, silent=stopped, drafted=drafted)
+        if stopped:
+            return emit, FinishReason.STOP
+        return emit, FinishReason.LENGTH if num_emitted >= sampling.max_tokens else None

@@ -16,9 +16,12 @@ from teengined.protocol.worker_messages import (
 
 __all__ = [
     "Cancelled",
+    "DraftModelOffered",
+    "DraftWanted",
     "Emit",
     "End",
     "Event",
+    "GuessArrived",
     "Instruction",
     "PipelineLost",
     "PipelineReady",
@@ -52,6 +55,8 @@ class Submitted:
     goal: Goal = Goal.GENERATE
     pooling: str = ""
     score_start: int = 0
+    speculates: bool = True
+    """Tokens may be guessed ahead; the answer is the same either way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +110,37 @@ class Tick:
     """Time passed; deadlines are looked at."""
 
 
-Event = Submitted | Cancelled | Stopped | StepCompleted | StepFailed | PipelineLost | PipelineReady | Tick
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftModelOffered:
+    """There is a draft model from now on, or none any more."""
+
+    context_tokens: int
+    """Longest prompt and answer together that it takes; 0: it is gone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuessArrived:
+    """The draft model answered a `DraftWanted`."""
+
+    sequence_id: int
+    num_tokens: int
+    """Those it was asked with."""
+    token_ids: tuple[int, ...]
+    """Each within the vocabulary; none where it failed."""
+
+
+Event = (
+    Submitted
+    | Cancelled
+    | Stopped
+    | StepCompleted
+    | StepFailed
+    | PipelineLost
+    | PipelineReady
+    | Tick
+    | DraftModelOffered
+    | GuessArrived
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +155,20 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DraftWanted:
+    """Ask the draft model what follows; the next run waits for its `GuessArrived`."""
+
+    sequence_id: int
+    owner: str
+    salt: bytes
+    sampling: SamplingParams
+    """Of the request: who draws alike guesses best."""
+    tokens: tuple[int, ...]
+    """All that are known."""
+    num_wanted: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Emit:
     """Deliver a token."""
 
@@ -127,6 +176,8 @@ class Emit:
     token: SampledToken
     silent: bool
     """An end-of-sequence or stop token: delivered, but not part of the text."""
+    drafted: bool = False
+    """It had been guessed, and took no step of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,16 +38,31 @@ class SchedulerLimits:
     prompt_stretch: float = 0.0
     """How many times longer than without prompts a step may take in which others decode: what a long prompt may do to
     answers that are being read. 0: prompts fill the step."""
+    max_drafted: int = 0
+    """Tokens guessed ahead of one sequence in one step, which the model verifies all at once; 0: none."""
+    lookup_tokens: int = 16384
+    """How far back in a sequence a guess is looked up; 0: not at all. Its index takes up to 64 bytes a token."""
+    draft_wait_seconds: float = 5.0
+    """Longest that a step waits for a draft model's guesses."""
     max_idle_owners: int = 1024
     """Owners without requests whose share is remembered; one that is forgotten begins like a new one."""
 
     def __post_init__(self) -> None:
         """Refuse bounds under which nothing could run."""
-        may_be_zero = ("max_waiting", "max_owner_waiting", "max_idle_owners", "prefix_cache", "prompt_stretch")
+        may_be_zero = (
+            "max_waiting",
+            "max_owner_waiting",
+            "max_idle_owners",
+            "prefix_cache",
+            "prompt_stretch",
+            "max_drafted",
+            "lookup_tokens",
+            "draft_wait_seconds",
+        )
         for name in (field.name for field in fields(self) if field.name not in may_be_zero):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if min(self.max_waiting, self.max_owner_waiting, self.max_idle_owners) < 0:
-            raise ValueError("max_waiting, max_owner_waiting and max_idle_owners must not be negative")
+        if min(self.max_waiting, self.max_owner_waiting, self.max_idle_owners, self.max_drafted) < 0:
+            raise ValueError("max_waiting, max_owner_waiting, max_idle_owners and max_drafted must not be negative")
         if not (self.prompt_stretch == 0 or 1 < self.prompt_stretch < math.inf):
             raise ValueError(f"prompt_stretch must be 0 or above 1, got {self.prompt_stretch}")

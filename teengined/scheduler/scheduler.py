@@ -19,10 +19,14 @@ from teengined.kvcache.block_table import BlockTable
 from teengined.scheduler.admission import check_admission, check_room, num_queued_tokens
 from teengined.scheduler.batch import Composition
 from teengined.scheduler.completion import Completion, end_sequence
+from teengined.scheduler.draft_requests import DraftRequests
 from teengined.scheduler.events import (
     Cancelled,
+    DraftModelOffered,
+    DraftWanted,
     End,
     Event,
+    GuessArrived,
     Instruction,
     PipelineLost,
     PipelineReady,
@@ -36,6 +40,7 @@ from teengined.scheduler.events import (
 from teengined.scheduler.limits import SchedulerLimits
 from teengined.scheduler.ordering import Ordering
 from teengined.scheduler.sequence import Request, Sequence
+from teengined.scheduler.speculation import Drafted
 from teengined.scheduler.state import State
 
 __all__ = ["Scheduler", "SchedulerLimits"]
@@ -50,6 +55,7 @@ class Scheduler:
         self._policy = policy
         self._ready = ready
         self._state = State(limits)
+        self._drafts = DraftRequests(self._state)
         self._next_step = 0
 
     @property
@@ -86,6 +92,11 @@ class Scheduler:
     def num_preempted(self) -> int:
         """How often a sequence had to give up its blocks, since the beginning."""
         return self._state.num_preempted
+
+    @property
+    def drafted(self) -> tuple[Drafted, ...]:
+        """What became of tokens that were guessed ahead."""
+        return self._state.speculation.describe()
 
     def state_of(self, sequence_id: int) -> Literal["queued", "prefill", "decode"]:
         """Return where a sequence stands.
@@ -129,7 +140,7 @@ class Scheduler:
             case Stopped():
                 return self._end(self._live([event.sequence_id]), reason=FinishReason.STOP)
             case StepCompleted():
-                return self._complete(event)
+                return self._complete(event, now_seconds)
             case StepFailed():
                 self._state.loads.pop(event.step, None)
                 flights = self._state.in_flight.pop(event.step, ())
@@ -140,7 +151,11 @@ class Scheduler:
                 self._ready, self._next_step = True, 0
                 return ()
             case Tick():
+                self._drafts.expire(now_seconds)
                 return self._expire(now_seconds)
+            case DraftModelOffered() | GuessArrived():
+                self._drafts.handle(event, now_seconds)
+                return ()
             case _:
                 assert_never(event)
 
@@ -162,12 +177,18 @@ class Scheduler:
         state = self._state
         ordering = Ordering(self._policy, state.owners, now_seconds)
         while self._ready and state.sequences and len(state.in_flight) < self.limits.num_microbatches:
+            if self._drafts.holds(now_seconds):
+                break
             run = Composition(state, ordering, now_seconds).compose(self._next_step)
             if run is None:
                 break
             runs.append(run)
             self._next_step += 1
         return tuple(runs)
+
+    def next_drafts(self) -> tuple[DraftWanted, ...]:
+        """Return what the draft model is to be asked now. Asked for after the runs."""
+        return self._drafts.take()
 
     def _submit(self, event: Submitted, now_seconds: float) -> tuple[Instruction, ...]:
         check_admission(self._state, event, ready=self._ready)
@@ -176,7 +197,7 @@ class Scheduler:
             if event.goal is not Goal.GENERATE:  # Each tells of its prompt, and ends when it is computed.
                 request = Request(submitted=event, arrived_seconds=now_seconds)
             table = BlockTable(self.limits.block_tokens)
-            sequence = Sequence(id=sequence_id, choice=choice, request=request, table=table)
+            sequence = Sequence(id=sequence_id, choice=choice, request=request, table=table, may_draft=event.speculates)
             self._state.owners.enter(event.owner)
             self._state.sequences[sequence_id] = sequence
             self._state.enqueue(sequence, num_queued_tokens(event, choice), now_seconds)
@@ -191,11 +212,14 @@ class Scheduler:
     ) -> tuple[End, ...]:
         return tuple(end_sequence(self._state, sequence, reason=reason, error=error) for sequence in sequences)
 
-    def _complete(self, event: StepCompleted) -> tuple[Instruction, ...]:
+    def _complete(self, event: StepCompleted, now_seconds: float) -> tuple[Instruction, ...]:
         flights = self._state.in_flight.pop(event.step, ())  # None for an answer of stages that were lost since.
-        num_decoding, num_prompt_tokens = self._state.loads.pop(event.step, (0, 0))
-        self._state.pacer.learn(num_decoding, num_prompt_tokens, event.seconds)
-        completion = Completion(self._state, event)
+        num_rows, num_prompt_tokens = self._state.loads.pop(event.step, (0, 0))
+        self._state.pacer.learn(num_rows, num_prompt_tokens, event.seconds)
+        if num_prompt_tokens == 0:
+            has_drafts = any(flight.guess is not None for flight in flights)
+            self._state.speculation.learn_step(num_rows, event.seconds, has_drafts=has_drafts)
+        completion = Completion(self._state, event, now_seconds)
         instructions: list[Instruction] = []
         for flight in flights:
             if not flight.sequence.has_ended:
@@ -206,6 +230,7 @@ class Scheduler:
         self._ready = False
         ends = self._end(list(self._state.sequences.values()), error=event.error)
         self._state.lose_stages()
+        self._drafts.forget()
         return ends
 
     def _expire(self, now_seconds: float) -> tuple[Instruction, ...]:

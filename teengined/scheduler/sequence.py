@@ -7,8 +7,19 @@ from teengined.interfaces.policy import SequenceView
 from teengined.kvcache.block_table import BlockTable
 from teengined.protocol.worker_messages import SequenceOpen
 from teengined.scheduler.events import Submitted
+from teengined.scheduler.lookup import LookupIndex
 
-__all__ = ["Request", "Sequence"]
+__all__ = ["Guess", "Request", "Sequence"]
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """What may follow a sequence's tokens."""
+
+    source: str
+    num_tokens: int
+    """Known tokens that it follows: it is worth nothing once there are more."""
+    token_ids: tuple[int, ...]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -25,6 +36,8 @@ class Request:
     """Tokens that end a choice silently."""
     eos_token_ids: tuple[int, ...] = ()
     num_prompt_tokens: int = 0
+    request_class: str = "greedy"
+    """What is drawn alike, and guessed with like success: `greedy`, `sampled`, or `grammar`."""
 
     def __post_init__(self) -> None:
         """Work out once what every step asks."""
@@ -33,6 +46,10 @@ class Request:
         self.eos_token_ids = tuple(sorted(submitted.eos_token_ids))
         eos = frozenset[int]() if submitted.sampling.ignore_eos else submitted.eos_token_ids
         self.end_token_ids = eos | frozenset(submitted.sampling.stop_token_ids)
+        if submitted.sampling.grammar is not None:
+            self.request_class = "grammar"
+        elif not submitted.sampling.greedy:
+            self.request_class = "sampled"
         start = submitted.score_start if submitted.goal is Goal.SCORE else 1
         self.told_until = min(max(1, start), self.num_prompt_tokens) if self.wants_logprobs else self.num_prompt_tokens
 
@@ -82,6 +99,14 @@ class Sequence:
     """Tokens that its owner was charged for, or that cost nothing. What a preemption repeats is not charged again."""
     num_queued: int = 0
     """Tokens that it adds to those that wait, while it does."""
+    may_draft: bool = True
+    """Whether tokens may be guessed ahead for it."""
+    has_drafted: bool = False
+    """Whether wrong guesses may have left something in its blocks, since it last began."""
+    guess: Guess | None = None
+    """Of a draft model, for the next step."""
+    lookup: LookupIndex | None = None
+    """Made when something is first guessed; it lives as long as the sequence."""
     _view: SequenceView | None = None
 
     @property

@@ -13,7 +13,8 @@ from teengined.scheduler.drain_rate import DrainRate
 from teengined.scheduler.fairness import Owners
 from teengined.scheduler.limits import SchedulerLimits
 from teengined.scheduler.pacing import Pacer
-from teengined.scheduler.sequence import Sequence
+from teengined.scheduler.sequence import Guess, Sequence
+from teengined.scheduler.speculation import Speculation
 
 __all__ = ["Flight", "State"]
 
@@ -24,8 +25,10 @@ class Flight:
 
     sequence: Sequence
     stop: int
-    """Tokens on the stages once the step is over."""
+    """Tokens on the stages once the step is over, guesses not counted."""
     samples: bool
+    guess: Guess | None = None
+    """What its part of the step ends with."""
 
 
 class State:
@@ -49,7 +52,8 @@ class State:
         """By step."""
         self.pacer = Pacer(max_tokens=limits.max_step_tokens, stretch=limits.prompt_stretch)
         self.loads: dict[int, tuple[int, int]] = {}
-        """By step in flight: its decoding sequences and its prompt tokens."""
+        """By step in flight: rows of its decoding sequences, and its prompt tokens."""
+        self.speculation = Speculation(max_drafted=limits.max_drafted)
         self.closed: list[int] = []
         """Sequences that the stages have yet to forget, which the next run tells them; never more than may run."""
         self.num_waiting_tokens = 0
@@ -103,6 +107,14 @@ class State:
         sequence.num_in_flight = 0
         self.cache.commit(sequence.table, sequence.tokens, sequence.request.submitted.salt, stop)
 
+    def accept(self, sequence: Sequence) -> None:
+        """Count a guess that was right: the KV of one more token is there, and its owner was served it."""
+        sequence.num_computed += 1
+        if sequence.num_computed > sequence.num_charged:
+            self.owners.charge(sequence.request.submitted.owner, 1)
+            sequence.num_charged = sequence.num_computed
+        self.cache.commit(sequence.table, sequence.tokens, sequence.request.submitted.salt, sequence.num_computed)
+
     def make_available(self, sequence: Sequence) -> None:
         """Let the next steps take a running sequence."""
         available = self.decodes if sequence.num_remaining == 1 else self.prompts
@@ -122,6 +134,7 @@ class State:
         self.cache.release(sequence.table)
         sequence.is_running = False
         sequence.num_computed = sequence.num_in_flight = 0
+        sequence.has_drafted = False
         if sequence.is_open:
             self.closed.append(sequence.id)
             sequence.is_open = False

@@ -16,6 +16,8 @@ class Account:
     num_tokens: int = 0
     """Of all choices together."""
     num_cached_tokens: int = 0
+    num_accepted: int = 0
+    """Of the tokens those that had been guessed."""
     _started_seconds: float | None = None
     """When its first part went to the stages."""
     _first_token_seconds: float | None = None
@@ -40,9 +42,10 @@ class Account:
         if self.num_tokens:
             self._decode_streamed_bytes += num_bytes
 
-    def note_token(self, now_seconds: float) -> None:
-        """Count a token of any choice."""
+    def note_token(self, now_seconds: float, *, drafted: bool = False) -> None:
+        """Count a token of any choice; one that was drafted took no step of its own."""
         self.num_tokens += 1
+        self.num_accepted += drafted
         self._last_token_seconds = now_seconds
         if self._first_token_seconds is None:
             self._first_token_seconds = now_seconds
@@ -50,8 +53,8 @@ class Account:
     def usage(self, now_seconds: float, predicted_seconds: float, bytes_per_second: float) -> Usage:
         """Return the account at its end.
 
-        `predicted_seconds` is the planned compute of one token, `bytes_per_second` the measured disk: the larger of the
-        two times is the bound that the answer's speed is held against.
+        `predicted_seconds` is the planned compute of one step, `bytes_per_second` the measured disk: the larger of the
+        two times is the bound that the answer's speed is held against. Tokens that were guessed took no step.
         """
         started = now_seconds if self._started_seconds is None else self._started_seconds
         first = now_seconds if self._first_token_seconds is None else self._first_token_seconds
@@ -63,7 +66,14 @@ class Account:
             prefill_seconds=max(0.0, first - started),
             decode_seconds=last - first,
             streamed_bytes=int(self._streamed_bytes),
-            bound_seconds_per_token=max(predicted_seconds, streamed_seconds),
+            bound_seconds_per_token=max(
+                predicted_seconds * self._num_steps / max(1, self.num_tokens), streamed_seconds
+            ),
             cached_tokens=self.num_cached_tokens,
             queued_seconds=max(0.0, started - self.submitted_seconds),
+            accepted_tokens=self.num_accepted,
         )
+
+    @property
+    def _num_steps(self) -> int:
+        return max(1, self.num_tokens - self.num_accepted)

@@ -58,7 +58,7 @@ class Answer:
 
     def emit(self, choice: Choice, emit: Emit, now_seconds: float) -> None:
         """Take a token of a choice in. Its chunk leaves with `flush`, when it is known whether the choice goes on."""
-        self.account.note_token(now_seconds)
+        self.account.note_token(now_seconds, drafted=emit.drafted)
         delta = choice.add(emit.token, silent=emit.silent)
         logprobs = () if emit.token.logprobs is None else (emit.token.logprobs,)
         piece = Piece(choice=choice.index, said=delta, token_ids=(emit.token.token_id,), logprobs=logprobs)

@@ -1,7 +1,7 @@
 """The answers of one deployment: what the scheduler tells of a sequence finds the answer that it belongs to."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from teengined.core.errors import InternalError, SlowReader, TeengineError
 from teengined.core.request import FinishReason
@@ -66,6 +66,8 @@ class AnswerTable:
 
     def _obey(self, answer: Answer, choice: Choice, instruction: Instruction, now_seconds: float) -> list[Event]:
         match instruction:
+            case Emit() if choice.stopped:
+                return []  # Drawn in the same step as what completed the stop text.
             case Emit():
                 answer.emit(choice, instruction, now_seconds)
                 self._changed[answer.request_id] = answer
@@ -75,6 +77,8 @@ class AnswerTable:
                 return []
             case End():
                 del self._live[choice.sequence_id]
+                if choice.stopped:  # Whatever came of the tokens behind it.
+                    instruction = replace(instruction, reason=FinishReason.STOP, error=None)
                 return self._end(answer, choice, instruction, now_seconds)
 
     def begin(self, run: Run, now_seconds: float) -> None:

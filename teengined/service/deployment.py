@@ -29,6 +29,8 @@ from teengined.service.admission import ModelLimits
 from teengined.service.answer import Answer
 from teengined.service.answers import AnswerTable
 from teengined.service.disk_health import DiskHealth
+from teengined.service.draft_model import DraftModel
+from teengined.service.drafts import drafted_tokens
 from teengined.service.metrics.call_meter import CallMeter
 from teengined.service.metrics.model_meter import ModelMeter
 from teengined.service.pipeline import FinishedStep, Pipeline
@@ -72,6 +74,8 @@ class LoadedModel:
     limits: LimitSettings
     worker_settings: WorkerSettings
     disks: DiskHealth = field(default_factory=lambda: DiskHealth(paths=()))
+    draft: DraftModel | None = None
+    """Who guesses for it; it may be gone by now."""
     state: str = "loading"
     problem: str = ""
     meter: ModelMeter = field(init=False)
@@ -87,6 +91,8 @@ class LoadedModel:
         """Wire the parts that belong to this deployment alone."""
         self.meter = ModelMeter(len(self.stages.device_ids))
         self._answers = AnswerTable(speed=self.speed)
+        if self.draft is not None:
+            self.draft.on_event = self._advance
         self._pipeline = Pipeline(
             stages=self.stages,
             pool=self.pool,
@@ -109,7 +115,7 @@ class LoadedModel:
             await asyncio.shield(self.close())
             raise
         self.state = "ready"
-        self._advance(PipelineReady())
+        self._advance(PipelineReady(), *(() if self.draft is None else (self.draft.offer(),)))
         self._ticker = asyncio.create_task(self._tick())
 
     async def close(self) -> None:
@@ -219,6 +225,7 @@ class LoadedModel:
             stage_bubbles=meter.bubbles,
             experts=self.speed.experts.describe(),
             stage_bubble_seconds=tuple(meter.bubble_seconds),
+            drafted=drafted_tokens(scheduler.drafted),
         )
 
     def on_message(self, device_id: str, message: Any) -> None:
@@ -252,6 +259,9 @@ class LoadedModel:
                     self._answers.begin(run, now)
                     self.meter.note_run(run, now)
                     self._pipeline.run(run)
+                for wanted in self.scheduler.next_drafts():
+                    assert self.draft is not None, "guesses are wanted of a draft model that was never offered"
+                    self.draft.ask(wanted)
         except PluginError as error:
             self._give_up(error)
         self._note_idle()

@@ -20,6 +20,8 @@ from teengined.scheduler.scheduler import Scheduler, SchedulerLimits
 from teengined.service.admission import ModelLimits
 from teengined.service.deployment import LoadedModel
 from teengined.service.disk_health import DiskHealth
+from teengined.service.draft_model import DraftModel, check_draft_model
+from teengined.service.drafts import check_mode, with_drafts
 from teengined.service.host import available_memory_bytes
 from teengined.service.metrics.call_meter import CallMeter
 from teengined.service.planning import Planned, Planner
@@ -197,6 +199,11 @@ class DeploymentSet:
         if request.verify:
             await asyncio.to_thread(check_companions, package_dir, planned.manifest)
         text = await asyncio.to_thread(TextCodec, package_dir, _render_bounds(config))
+        try:
+            draft = await self._draft_model(request, name, text, planned.manifest.vocab_size)
+        except BaseException:
+            await asyncio.to_thread(text.close)
+            raise
         self._num_loads += 1
         deployment_id = f"d{self._num_loads}"
         options = StageOptions(
@@ -223,13 +230,34 @@ class DeploymentSet:
             prompts=PromptReader(text, plan.context_tokens, lambda: datetime.now().astimezone()),
             parser=parser_for(text.template_source, text.special_tokens, planned.manifest.architecture),
             request_limits=_request_limits(config, name, planned),
-            scheduler=Scheduler(policy, _scheduler_limits(config, plan, planned.planning), ready=False),
+            scheduler=Scheduler(
+                policy,
+                with_drafts(_scheduler_limits(config, plan, planned.planning), config.speculation, request),
+                ready=False,
+            ),
             speed=SpeedMeter(plan, planned.profiles.host.disk_read_bytes_per_second),
             pool=self.pool,
             limits=config.limits,
             worker_settings=config.worker,
             disks=self.disks,
+            draft=draft,
         )
+
+    async def _draft_model(
+        self, request: LoadModel, target: str, text: TextCodec, vocab_size: int
+    ) -> DraftModel | None:
+        """Return who is to guess for a model.
+
+        Raises:
+            UnknownModel: no such model is loaded.
+            RequestError: its vocabulary is another one, or guesses by a model are wanted and none is named.
+        """
+        settings = self.config.speculation
+        check_mode(request.speculation or settings.mode, request.draft)
+        if not request.draft:
+            return None
+        await asyncio.to_thread(check_draft_model, self.get(request.draft), target, text.vocabulary())
+        return DraftModel(name=request.draft, vocab_size=vocab_size, find=self.get, max_seconds=settings.draft_wait)
 
     def _wants_direct_io(self, manifest: ModelManifest, plan: Plan) -> bool:
         """Say whether streamed reads should go past the page cache: when it could not hold what is streamed."""

@@ -15,6 +15,7 @@ __all__ = [
     "PlanningSettings",
     "PluginSettings",
     "ProtocolSettings",
+    "SpeculationSettings",
     "StoreSettings",
     "StreamingSettings",
     "WorkerSettings",
@@ -227,6 +228,27 @@ class KvSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculationSettings:
+    """Tokens that are guessed ahead and verified in one step. Answers are the same with and without."""
+
+    mode: Literal["off", "lookup", "draft", "auto"] = setting(
+        "auto", "word", "All there is to guess with, only while it measures faster; `draft` needs a draft model."
+    )
+    max_tokens: int = setting(
+        16,
+        "tokens",
+        "Of one sequence in one step: a row of streamed weights costs little, a wrong guess a row.",
+        minimum=1,
+    )
+    draft_wait: float = setting(
+        5.0, "seconds", "Longest that a step waits for a draft model; then it goes without.", minimum=0.01
+    )
+    lookup_window: int = setting(
+        16384, "tokens", "How far back what is repeated is found; its index takes 64 bytes a token at most.", minimum=16
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StreamingSettings:
     """Steps and the reading of weights."""
 
@@ -329,6 +351,7 @@ class Config:
     batching: BatchingSettings = field(default_factory=BatchingSettings)
     checks: CheckSettings = field(default_factory=CheckSettings)
     kv: KvSettings = field(default_factory=KvSettings)
+    speculation: SpeculationSettings = field(default_factory=SpeculationSettings)
     streaming: StreamingSettings = field(default_factory=StreamingSettings)
     planning: PlanningSettings = field(default_factory=PlanningSettings)
     store: StoreSettings = field(default_factory=StoreSettings)

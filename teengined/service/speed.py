@@ -24,6 +24,8 @@ class SpeedMeter:
     disk_bytes_per_second: float
     num_completed: int = 0
     tokens_per_second: float = 0.0
+    tokens_per_step: float = 1.0
+    """Above 1 where tokens were guessed right: they took no step of their own."""
     compute_seconds: float = field(init=False)
     """Compute of one token through all stages: as predicted, or the least that a step took, if that was less."""
     experts: ExpertMeter = field(init=False)
@@ -57,14 +59,14 @@ class SpeedMeter:
 
     @property
     def bound_tokens_per_second(self) -> float:
-        """Tokens per second of one stream where only the binding resource takes time.
+        """Tokens per second of one stream where only the binding resource takes time, at as many a step as of late.
 
         How many bytes of experts a token needs from the disk depends on what it asks for: as planned until measured.
         """
         dense_bytes = self.plan.streamed_bytes_per_token - self.experts.planned_bytes
         streamed_bytes = dense_bytes + self.experts.bytes_per_token
         seconds = max(self.compute_seconds, streamed_bytes / self.disk_bytes_per_second)
-        return 1 / seconds if seconds > 0 else 0.0
+        return self.tokens_per_step / seconds if seconds > 0 else 0.0
 
     def note(self, usage: Usage, num_choices: int = 1) -> None:
         """Count a finished answer; one token alone has no decode time to measure. Choices decode side by side."""
@@ -75,3 +77,5 @@ class SpeedMeter:
         measured = (num_tokens - 1) / usage.decode_seconds
         before = self.tokens_per_second or measured
         self.tokens_per_second = before + _NEWEST * (measured - before)
+        per_step = usage.completion_tokens / max(1, usage.completion_tokens - usage.accepted_tokens)
+        self.tokens_per_step += _NEWEST * (per_step - self.tokens_per_step)

@@ -41,6 +41,8 @@ class Submission:
     """Name of the format in which reasoning and tool calls are told apart; None: all is text."""
     prompt_tail: str = ""
     """The end of the prompt's text, for that."""
+    speculates: bool = True
+    """Tokens may be guessed ahead."""
 
     def event(self, sequence_ids: Sequence[int], eos_token_ids: Sequence[int]) -> Submitted:
         """Return what the scheduler hears."""
@@ -56,6 +58,7 @@ class Submission:
             goal=self.goal,
             pooling=self.pooling,
             score_start=self.score_start,
+            speculates=self.speculates,
         )
 
     def answer(

@@ -108,6 +108,10 @@ class TextCodec:
         shown = {self.special_tokens[name]: name for name in kept_special_tokens if name in self.special_tokens}
         return Detokenizer(lambda token_ids: cast("str", self._tokenizer.decode(list(token_ids))), shown)
 
+    def vocabulary(self) -> dict[str, int]:
+        """Return the id of every token. Slow: tens of milliseconds."""
+        return cast("dict[str, int]", self._tokenizer.get_vocab())
+
     def close(self) -> None:
         """End what runs for it. Safe to call twice."""
         if self._template is not None:

@@ -15,6 +15,7 @@ import signal
 import struct
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,12 +138,23 @@ class FakeWorker:
                 found["prompt_logprobs"].append(told)
             if opened.goal is Goal.EMBED and sequence.length == opened.num_prompt_tokens:
                 found["vectors"].append(PooledVector(sequence_id=opened.sequence_id, vector=vector_of(kv, sequence)))
-            if part.sample:
-                token = self.next_token(step, sequence)
+            for token in self.next_tokens(step, sequence, part) if part.sample else ():
                 if token is None:
                     return None
                 found["tokens"].append(token)
         return {name: tuple(items) for name, items in found.items()}
+
+    def next_tokens(self, step: RunStep, sequence: OpenSequence, part: SequencePart) -> Iterator[SampledToken | None]:
+        """Yield the next token of the answer, and those that follow while the guesses are right."""
+        end = sequence.length
+        for length in range(end - sequence.num_guessed, end + 1):
+            sequence.length = length
+            token = self.next_token(step, sequence)
+            yield token
+            guess = part.token_ids[length - part.start_position] if length < end else None
+            if token is None or token.token_id != guess:
+                break
+        sequence.num_guessed = 0
 
     def next_token(self, step: RunStep, sequence: OpenSequence) -> SampledToken | None:
         """Return the next token of the answer, or misbehave and return None."""

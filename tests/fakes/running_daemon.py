@@ -32,6 +32,8 @@ stop_timeout = "2s"
 {worker_settings}
 [planning]
 measure_command = [{python!r}, {measure!r}]
+[speculation]
+mode = {speculation!r}
 {settings}
 [[devices]]
 id = "cpu:0"
@@ -63,7 +65,9 @@ class RunningDaemon:
         worker_settings: str = "",
         settings: str = "",
         environment: dict[str, str] | None = None,
+        speculation: str = "off",
     ) -> None:
+        # Without guesses, so that a test knows which step each token takes.
         self.environment = os.environ | (environment or {})
         # Socket paths must be short, and pytest's directories are not.
         self.directory = Path(tempfile.mkdtemp(prefix="te-"))
@@ -81,6 +85,7 @@ class RunningDaemon:
                 worker_arguments=worker_arguments,
                 worker_settings=worker_settings,
                 settings=settings,
+                speculation=speculation,
             )
         )
         write_byte_package(self.directory / "store")

@@ -9,6 +9,7 @@ from teengined.cli.loading import load
 from teengined.cli.output import OutputFormat, output_options, write_event, write_json
 from teengined.cli.placement_options import placement_options, plan_fields
 from teengined.cli.progress import open_progress
+from teengined.cli.speculation_option import Speculation, speculation_option
 from teengined.core.quantities import format_seconds
 from teengined.protocol.messages import LoadModel, PlanModel
 
@@ -19,11 +20,25 @@ __all__ = ["command"]
 @placement_options
 @click.option("--name", default="", metavar="NAME", help="What requests call it, if not by the package's name.")
 @click.option("--no-verify", is_flag=True, help="Do not check digests while reading.")
+@speculation_option
+@click.option(
+    "--draft", default="", metavar="NAME", help="A loaded model with the same tokens that guesses for this one."
+)
 @output_options(OutputFormat.TABLE, OutputFormat.JSON, OutputFormat.JSONL)
 @click.pass_obj
-def command(invocation: Invocation, name: str, no_verify: bool, output: OutputFormat, **placement: Any) -> None:
+def command(
+    invocation: Invocation,
+    *,
+    name: str,
+    no_verify: bool,
+    speculation: Speculation,
+    draft: str,
+    output: OutputFormat,
+    **placement: Any,
+) -> None:
     """Load MODEL and return when it answers requests. With -o jsonl, progress is one JSON object a line."""
-    request = LoadModel(plan=PlanModel(**plan_fields(placement)), name=name, verify=not no_verify)
+    plan = PlanModel(**plan_fields(placement))
+    request = LoadModel(plan=plan, name=name, verify=not no_verify, speculation=speculation, draft=draft)
     with invocation.client() as client:
         try:
             loaded = load(client, request, open_progress(json_lines=output is OutputFormat.JSONL))

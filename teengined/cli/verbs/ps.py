@@ -62,6 +62,15 @@ def _bubbles_of(deployment: Deployment) -> str:
     return " ".join(percent(share) for share in deployment.stage_bubbles)
 
 
+def _drafts_of(deployment: Deployment) -> str:
+    """Return which share of guessed tokens was right, by class of requests; `off` where guessing does not pay."""
+    return " ".join(
+        f"{item.request_class} {percent(item.num_accepted / item.num_drafted)}" + ("" if item.is_on else " off")
+        for item in deployment.drafted
+        if item.num_drafted
+    )
+
+
 COLUMNS: tuple[Column[Deployment], ...] = (
     Column(header="NAME", cell=lambda item: item.model),
     Column(header="ID", cell=lambda item: item.id),
@@ -78,6 +87,7 @@ COLUMNS: tuple[Column[Deployment], ...] = (
     Column(header="SHARE", cell=_share_of, right=True),
     Column(header="EXPERTS", cell=_experts_of),
     Column(header="BUBBLES", cell=_bubbles_of),
+    Column(header="DRAFTS", cell=_drafts_of),
     Column(header="STATE", cell=lambda item: f"{item.state}: {item.problem}" if item.problem else item.state),
 )
 
@@ -93,7 +103,8 @@ def command(invocation: Invocation, prefix: str, output: OutputFormat) -> None:
     after a plus what is kept for prompts that begin alike. ALL TOK/S is of all answers together in the last seconds,
     TOK/S what the last answers reached each, BOUND what the hardware allows one, SHARE how near they came. EXPERTS
     tells how often a routed expert was cached when it was asked for, how often the best cache would have had it, and
-    by which policy. BUBBLES tells for each stage the share of the time in which it waited for the others.
+    by which policy. BUBBLES tells for each stage the share of the time in which it waited for the others, DRAFTS
+    which share of the tokens that were guessed ahead was right, and where guessing is off because it does not pay.
     """
     with invocation.client() as client:
         loaded = client.deployments().deployments

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from teengined.cli.model_name import MODEL
 from teengined.cli.progress import open_progress
 from teengined.cli.prose import printable
 from teengined.cli.sampling_options import sampling_from, sampling_options
+from teengined.cli.speculation_option import Speculation, speculation_option
 from teengined.core.request import ChatMessage, FinishReason
 from teengined.core.sampling import SamplingParams
 from teengined.protocol.messages import Accepted, Generate, LoadModel, PlanModel, TokenChunk
@@ -41,6 +42,7 @@ class Asking:
     chats: bool
     has_colour: bool
     keeps_history: bool
+    speculates: bool
 
 
 @click.command("run", cls=Verb, short_help="Ask a model: one prompt, standard input, or a chat.")
@@ -48,11 +50,14 @@ class Asking:
 @click.argument("prompt", required=False)
 @click.option("--system", default="", metavar="TEXT", help="Who the model is to be.")
 @sampling_options
+@speculation_option
 @click.option("--raw", is_flag=True, help="Give the prompt as it is, without the chat template.")
 @click.option("--no-history", is_flag=True, help="Neither read nor keep what is typed in chats.")
 @click.option("--verbose", is_flag=True, help="Tell timings and the share of the bound after each answer.")
 @click.pass_obj
-def command(invocation: Invocation, *, model: str, prompt: str | None, system: str, **choices: Any) -> None:
+def command(
+    invocation: Invocation, *, model: str, prompt: str | None, system: str, speculation: Speculation, **choices: Any
+) -> None:
     """Ask MODEL, and load it first where it is not loaded.
 
     PROMPT is answered once; - or a pipe takes the prompt from standard input; on a terminal without PROMPT a chat
@@ -65,6 +70,7 @@ def command(invocation: Invocation, *, model: str, prompt: str | None, system: s
         chats=prompt is None and sys.stdin.isatty() and sys.stdout.isatty(),
         has_colour=invocation.uses_colour(sys.stdout),
         keeps_history=not choices.pop("no_history"),
+        speculates=speculation != "off",
     )
     sampling = sampling_from(**choices)
     if asking.raw and (asking.chats or system):
@@ -72,7 +78,7 @@ def command(invocation: Invocation, *, model: str, prompt: str | None, system: s
     text = "" if asking.chats else _prompt_text(prompt)
     with invocation.client() as client:
         if not is_loaded(client, model):
-            load(client, LoadModel(plan=PlanModel(model=model)), open_progress())
+            load(client, LoadModel(plan=PlanModel(model=model), speculation=speculation), open_progress())
         if asking.chats:
             _chat(client, asking, Conversation(system=system), sampling)
         else:
@@ -153,9 +159,10 @@ def _answer(client: "Client", asking: Asking, request: Generate, interrupts: Int
 
 
 def _request(asking: Asking, messages: tuple[ChatMessage, ...], sampling: SamplingParams) -> Generate:
+    request = Generate(model=asking.model, sampling=sampling, speculate=asking.speculates)
     if asking.raw:
-        return Generate(model=asking.model, prompt=messages[-1].content, sampling=sampling)
-    return Generate(model=asking.model, messages=messages, sampling=sampling, parse=True)
+        return replace(request, prompt=messages[-1].content)
+    return replace(request, messages=messages, parse=True)
 
 
 def _write(text: str) -> None:

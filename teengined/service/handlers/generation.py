@@ -116,4 +116,5 @@ def _submission(call: Call, message: wire.Generate, prompt: Prompt, stream: Chun
         # Of a prompt's tokens all but the first have a probability.
         score_start=0 if message.sampling.prompt_logprobs is None else 1,
         stream=stream,
+        speculates=message.speculate,
     )

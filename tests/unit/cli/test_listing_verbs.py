@@ -63,6 +63,11 @@ DEPLOYMENT = wire.Deployment(
     num_queued_tokens=77,
     total_tokens_per_second=120.0,
     stage_bubbles=(0.05, 0.31),
+    drafted=(
+        wire.DraftedTokens(request_class="grammar", source="lookup", is_on=False, num_drafted=8, num_accepted=0),
+        wire.DraftedTokens(request_class="greedy", source="lookup", is_on=True, num_drafted=16, num_accepted=12),
+        wire.DraftedTokens(request_class="sampled", source="lookup", is_on=False, num_drafted=0, num_accepted=0),
+    ),
 )
 SUMMARY = wire.ModelSummary(
     name="tiny",
@@ -135,8 +140,12 @@ def test_ps_shows_where_the_bytes_are_and_the_share_of_the_bound(daemon, capsys)
 
     assert "cpu 60% disk 40%" in out
     header, row = out.splitlines()
-    assert header.endswith("CONTEXT  RUN  WAIT       KV  ALL TOK/S  TOK/S  BOUND  SHARE  EXPERTS  BUBBLES  STATE")
-    assert row.endswith("2048    1     2  25%+50%      120.0   40.0   50.0    80%  -        5% 31%   ready")
+    assert header.endswith(
+        "CONTEXT  RUN  WAIT       KV  ALL TOK/S  TOK/S  BOUND  SHARE  EXPERTS  BUBBLES  DRAFTS                     STATE"
+    )
+    assert row.endswith(
+        "2048    1     2  25%+50%      120.0   40.0   50.0    80%  -        5% 31%   grammar 0% off greedy 75%  ready"
+    )
 
 
 def test_ps_shows_how_often_an_expert_was_cached_and_counts_the_cache_to_the_device(daemon, capsys):
@@ -160,7 +169,8 @@ def test_ps_shows_how_often_an_expert_was_cached_and_counts_the_cache_to_the_dev
 
 
 def test_ps_leaves_out_what_was_not_measured(daemon, capsys):
-    quiet = replace(DEPLOYMENT, num_blocks=0, tokens_per_second=0.0, total_tokens_per_second=0.0, stage_bubbles=())
+    quiet = replace(DEPLOYMENT, num_blocks=0, tokens_per_second=0.0, total_tokens_per_second=0.0)
+    quiet = replace(quiet, stage_bubbles=(), drafted=())
     daemon.answer(wire.ListDeployments, wire.DeploymentList(deployments=(quiet,)))
 
     _, out, _ = run(daemon, capsys, "ps")

@@ -101,3 +101,9 @@ def test_what_cannot_be_asked_for_is_a_wrong_use(run, words: tuple[str, ...], to
 
     assert (code, out, asked) == (2, "", None)
     assert told in err
+
+
+def test_guesses_can_be_left_out_of_an_answer(run):
+    assert run("tiny", "hi")[3].speculate
+    assert run("tiny", "hi", "--speculation", "lookup")[3].speculate
+    assert not run("tiny", "hi", "--speculation", "off")[3].speculate

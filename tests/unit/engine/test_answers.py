@@ -22,6 +22,7 @@ class RecordingSampler(Sampler):
     def __init__(self) -> None:
         super().__init__(vocab_size=9, package_dir=Path())
         self.known: list[int] = []
+        self.rows: list[SampleRow] = []
 
     def open(self, opened: SequenceOpen) -> None:
         self.known.append(opened.sequence_id)
@@ -30,6 +31,7 @@ class RecordingSampler(Sampler):
         self.known.remove(sequence_id)
 
     def sample(self, rows: Sequence[SampleRow], logits_WV: torch.Tensor) -> tuple[SampledToken, ...]:
+        self.rows += rows
         pairs = zip(rows, logits_WV[:, 0].tolist(), strict=True)
         return tuple(
             SampledToken(sequence_id=1000 * row.sequence_id + row.position, token_id=int(x)) for row, x in pairs
@@ -60,8 +62,16 @@ def opened(sequence_id: int, num_prompt_tokens: int = 6, **fields: Any) -> Seque
     return SequenceOpen(sequence_id=sequence_id, num_prompt_tokens=num_prompt_tokens, **given)
 
 
-def part(sequence_id: int, token_ids: Sequence[int], start: int = 0, *, sample: bool = False) -> SequencePart:
-    return SequencePart(sequence_id=sequence_id, token_ids=tuple(token_ids), start_position=start, sample=sample)
+def part(
+    sequence_id: int, token_ids: Sequence[int], start: int = 0, *, sample: bool = False, num_drafted: int = 0
+) -> SequencePart:
+    return SequencePart(
+        sequence_id=sequence_id,
+        token_ids=tuple(token_ids),
+        start_position=start,
+        sample=sample,
+        num_drafted=num_drafted,
+    )
 
 
 def answer(answerer: Answerer, *parts: SequencePart, **changes: Any) -> tuple[Answers, list[int]]:
@@ -83,6 +93,32 @@ def test_tokens_are_drawn_from_the_last_rows_of_parts_that_want_one() -> None:
 
     assert [(token.sequence_id, token.token_id) for token in answers.tokens] == [(1006, 1), (3010, 5)]
     assert asked == [1, 5]
+
+
+def test_a_row_is_wanted_for_each_guess_and_one_behind_them() -> None:
+    parts = (part(1, [5, 6, 7], 4, sample=True, num_drafted=2), part(2, [5, 6]), part(3, [8], 9, sample=True))
+    sampler = RecordingSampler()
+
+    answers, asked = answer(Answerer(sampler), *parts, opened=(opened(1), opened(2), opened(3)))
+
+    assert asked == [0, 1, 2, 5]
+    assert [token.sequence_id for token in answers.tokens] == [1005, 1006, 1007, 3010]
+    assert [row.drafted_id for row in sampler.rows] == [6, 7, None, None]
+
+
+def test_rows_of_one_part_are_looked_at_together() -> None:
+    parts = tuple(part(i, range(10), sample=True, num_drafted=9) for i in range(8))
+    answerer = Answerer(RecordingSampler())
+    step = RunStep(deployment_id="d", step=0, parts=parts, opened=tuple(map(opened, range(8))))
+    answerer.apply(step)
+    head: Any = RowNumbers(80)
+    sizes: list[int] = []
+    original = head.logits
+    head.logits = lambda rows: (sizes.append(len(rows)), original(rows))[1]
+
+    answerer.answer(step, head)
+
+    assert sizes == [60, 20]
 
 
 def test_a_step_that_wants_nothing_computes_no_logits() -> None:

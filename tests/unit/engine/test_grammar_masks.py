@@ -356,3 +356,22 @@ def test_a_mask_that_does_not_come_in_time_fails_its_sequence_alone(
 
     assert (drawn[0].token_id, drawn[0].fault) == (-1, "deadline_exceeded")
     assert (drawn[1].token_id, drawn[1].fault) == (0, "")
+
+
+def test_guesses_change_nothing_under_a_grammar(sampler: Sampler, seed: int) -> None:
+    params = params_of(grammar(GrammarKind.JSON_SCHEMA, json.dumps(SCHEMA)), temperature=1.0, seed=3)
+    open_sequence(sampler, params)
+    plain = answer(sampler, seed=seed)
+    sampler.close(1)
+    open_sequence(sampler, params)
+    found: list[int] = []
+    while len(found) < len(plain):
+        right = plain[len(found) : len(found) + 5]
+        guesses = [*right[:3], 0, 0] if len(found) % 2 else right[:-1]
+        rows = [SampleRow(1, 2 + len(found) + i, guess) for i, guess in enumerate([*guesses, None])]
+        drawn = sampler.sample(rows, torch.cat([random_row(seed, row.position) for row in rows]))
+        assert not any(token.fault for token in drawn)
+        found += [token.token_id for token in drawn]
+
+    # Where a guess was the end, one more was drawn: whoever counts the tokens drops it.
+    assert found[: len(plain)] == plain, f"seed {seed}"

@@ -406,3 +406,54 @@ def test_whatever_is_asked_for_a_token_of_the_vocabulary_comes(
 
     assert not told.fault
     assert told.token_id in set(range(VOCAB)) - set(banned)
+
+
+def drawn_with_guesses(sampler: Sampler, number: int, plain: list[SampledToken], rng: np.random.Generator) -> None:
+    """Draw the same answer several tokens at a time, guesses being right or wrong, and hold each against `plain`."""
+    sampler.open(opened(number, MIXED[number], choice=number))
+    found: list[SampledToken] = []
+    while len(found) < len(plain):
+        start, num_guesses = len(found), int(rng.integers(0, len(plain) - len(found)))
+        right = [token.token_id for token in plain[start : start + num_guesses]]
+        guesses = [token_id if rng.random() < 0.8 else (token_id + 1) % VOCAB for token_id in right]
+        rows = [SampleRow(number, 3 + start + i, guess) for i, guess in enumerate([*guesses, None])]
+        # The row behind a wrong guess has logits that nobody may look at.
+        is_right = [guesses[:i] == right[:i] for i in range(len(rows))]
+        logits = [logits_of(1000 * number + row.position) for row in rows]
+        nothing = torch.full((1, VOCAB), math.nan)
+        told = sampler.sample(
+            rows, torch.cat([row if ok else nothing for row, ok in zip(logits, is_right, strict=True)])
+        )
+        assert len(told) == sum(is_right)
+        found += told
+    sampler.close(number)
+    assert found == plain
+
+
+@pytest.mark.parametrize("number", range(len(MIXED)))
+def test_an_answer_is_the_same_with_and_without_guesses(sampler: Sampler, number: int, seed: int) -> None:
+    plain = answers(sampler, [number], 1, num_steps=12)[number]
+    rng = np.random.default_rng(seed)
+
+    for _ in range(8):
+        drawn_with_guesses(sampler, number, plain, rng)
+
+
+def test_rows_behind_a_fault_are_not_drawn(sampler: Sampler) -> None:
+    logits = torch.cat([logits_of(1), torch.full((1, VOCAB), math.nan), logits_of(2)])
+    first = int(logits[0].argmax())
+    sampler.open(opened(1, SamplingParams()))
+
+    told = sampler.sample([SampleRow(1, 3, first), SampleRow(1, 4, 7), SampleRow(1, 5)], logits)
+
+    assert [(token.token_id, token.fault) for token in told] == [(first, ""), (-1, NumericalFault.code)]
+
+
+def test_a_wrong_guess_of_one_sequence_is_nothing_to_another(sampler: Sampler) -> None:
+    sampler.open(opened(1, SamplingParams()))
+    sampler.open(opened(2, SamplingParams()))
+    logits = raised(torch.zeros(4, VOCAB), _9=1.0, _73=1.0, _137=1.0, _201=1.0)
+
+    rows = [SampleRow(1, 3, 8), SampleRow(2, 3, 9), SampleRow(1, 4), SampleRow(2, 4)]
+
+    assert [token.sequence_id for token in sampler.sample(rows, logits)] == [1, 2, 2]

@@ -47,7 +47,7 @@ def submitted(*sequence_ids: int, prompt: tuple[int, ...] = (1, 2, 3), **more) -
         "priority": 0,
         "salt": b"",
     }
-    own |= {name: more.pop(name) for name in (*own, "score_start", "pooling") if name in more}
+    own |= {name: more.pop(name) for name in (*own, "score_start", "pooling", "speculates") if name in more}
     sampling: dict[str, Any] = {"max_tokens": 4, "num_choices": len(sequence_ids)} | more
     return Submitted(
         sequence_ids=sequence_ids,

@@ -53,6 +53,7 @@ class ModelWorker:
         assert {item.sequence_id for item in (*run.opened, *run.copies)} <= {item.sequence_id for item in run.parts}
         self._copy(run)
         self._check_writers(run)
+        prints = {part.sequence_id: guessed(part, prints[part.sequence_id]) for part in run.parts}
         for part in run.parts:
             self._run(part, prints[part.sequence_id], fails=fails)
         return self._answer(run, prints)
@@ -76,7 +77,7 @@ class ModelWorker:
                 holders.setdefault(block_id, set()).add(sequence_id)
         for part in run.parts:
             first = part.start_position // self.block_tokens
-            last = (part.start_position + len(part.token_ids) - 1) // self.block_tokens
+            last = (part.start_position + len(part.token_ids) - 1) // self.block_tokens  # guesses are written, too
             for block_id in self.known[part.sequence_id].table[first : last + 1]:
                 assert holders[block_id] == {part.sequence_id}, f"block {block_id} is written but {holders[block_id]}"
 
@@ -96,11 +97,11 @@ class ModelWorker:
         for part in run.parts:
             opening, right = self.known[part.sequence_id].opening, prints[part.sequence_id]
             stop = part.start_position + len(part.token_ids)
-            if part.sample:
-                token_id = (right[stop - 1][0] + opening.choice) % NUM_TOKEN_IDS
-                if token_id == EOS and stop - opening.num_prompt_tokens < opening.sampling.min_tokens:
-                    token_id = 0
+            for place in range(stop - part.num_drafted, stop + 1) if part.sample else ():
+                token_id = drawn(opening, place, right[place - 1])
                 tokens.append(SampledToken(sequence_id=part.sequence_id, token_id=token_id))
+                if place < stop and part.token_ids[place - part.start_position] != token_id:
+                    break
             told = told_positions(opening, part)
             if told:
                 rows = tuple(TokenLogprobs(token_id=position, logprob=0.0) for position in told)
@@ -110,6 +111,21 @@ class ModelWorker:
         return StepCompleted(
             step=run.step, tokens=tuple(tokens), prompt_logprobs=tuple(logprobs), vectors=tuple(vectors)
         )
+
+
+def drawn(opening: SequenceOpen, position: int, before: bytes) -> int:
+    """Return the token at a position, given the fingerprint of those before it."""
+    token_id = (before[0] + opening.choice) % NUM_TOKEN_IDS
+    too_early = position - opening.num_prompt_tokens < opening.sampling.min_tokens
+    return 0 if token_id == EOS and too_early else token_id
+
+
+def guessed(part: SequencePart, right: list[bytes]) -> list[bytes]:
+    """Return the right fingerprints up to a part's guesses, and those that follow from the guesses."""
+    prints = right[: part.start_position + len(part.token_ids) - part.num_drafted]
+    for token_id in part.token_ids[len(part.token_ids) - part.num_drafted :]:
+        prints.append(fingerprint(prints[-1], token_id))
+    return prints
 
 
 def told_positions(opening: SequenceOpen, part: SequencePart) -> range:
@@ -124,4 +140,4 @@ def num_logit_rows(opening: SequenceOpen, part: SequencePart) -> int:
     """Return how many rows of a part the head is needed for."""
     told = told_positions(opening, part)
     last_is_told = bool(told) and told[-1] == part.start_position + len(part.token_ids)
-    return len(told) + int(part.sample and not last_is_told)
+    return len(told) + int(part.sample and not last_is_told) + part.num_drafted

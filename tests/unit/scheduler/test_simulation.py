@@ -11,12 +11,15 @@ from teengined.core.request import FinishReason, Goal
 from teengined.core.sampling import SamplingParams
 from teengined.interfaces.policy import SchedulingPolicy
 from teengined.kvcache.prefix import PrefixIndex
-from teengined.protocol.worker_messages import SampledToken
+from teengined.protocol.worker_messages import SampledToken, SequenceOpen
 from teengined.scheduler.events import (
     Cancelled,
+    DraftModelOffered,
+    DraftWanted,
     Emit,
     End,
     Event,
+    GuessArrived,
     Instruction,
     PipelineLost,
     PipelineReady,
@@ -28,10 +31,12 @@ from teengined.scheduler.events import (
     Tell,
     Tick,
 )
+from teengined.scheduler.lookup import LookupIndex
 from teengined.scheduler.scheduler import Scheduler, SchedulerLimits
+from teengined.scheduler.speculation import Speculation
 from teengined_plugins.policies.fair import FairScheduling
 from teengined_plugins.policies.fifo import FifoScheduling
-from tests.unit.scheduler.model_worker import EOS, NUM_TOKEN_IDS, ModelWorker, fingerprint, num_logit_rows
+from tests.unit.scheduler.model_worker import EOS, NUM_TOKEN_IDS, ModelWorker, drawn, fingerprint, num_logit_rows
 
 NUM_SCHEDULES = 2400
 NUM_GROUPS = 24
@@ -65,8 +70,45 @@ class Life:
     def tokens(self):
         return (*self.submitted.prompt, *self.emitted)
 
+    @property
+    def opening(self):
+        return SequenceOpen(
+            sequence_id=self.submitted.sequence_ids[self.choice],
+            num_prompt_tokens=len(self.submitted.prompt),
+            sampling=self.submitted.sampling,
+            choice=self.choice,
+        )
+
     def add(self, token_id):
         self.prints.append(fingerprint(self.prints[-1] if self.prints else self.submitted.salt, token_id))
+
+
+class Oracle(LookupIndex):
+    """Knows what will be drawn, and says so, up to a mistake."""
+
+    def __init__(self, story: "Story", life: Life) -> None:
+        super().__init__(1, 1)
+        self.story = story
+        self.life = life
+
+    def propose(self, read, num_tokens, num_most):
+        rng, life = self.story.random, self.life
+        assert read(0, num_tokens) == life.tokens
+        prints, guess = list(life.prints), []
+        while len(guess) < rng.randint(1, num_most):
+            token_id = drawn(life.opening, len(prints), prints[-1])
+            guess.append(rng.choice([token_id, token_id, token_id, rng.randrange(NUM_TOKEN_IDS)]))
+            prints.append(fingerprint(prints[-1], guess[-1]))
+        return tuple(guess)
+
+
+class Moody(Speculation):
+    """Wants any number of guesses."""
+
+    rng: random.Random
+
+    def num_wanted(self, request_class, source, num_decoding, seconds_each=0.0):
+        return self.rng.randint(0, self.max_drafted)
 
 
 class Story:
@@ -86,6 +128,9 @@ class Story:
             block_tokens=rng.choice([1, 2, 3, 4, 8]),
             num_microbatches=rng.choice([1, 1, 2, 3]),
             prefix_cache=rng.random() < 0.7,
+            max_drafted=rng.choice([0, 1, 3, 8]),
+            lookup_tokens=rng.choice([0, 4, 100]),
+            draft_wait_seconds=rng.choice([1.0, 5.0, 1000.0]),
         )
         self.policy = rng.choice([FifoScheduling, FairScheduling, Whimsical])()
         self.machine = Scheduler(self.policy, self.limits, ready=rng.random() < 0.9)
@@ -93,6 +138,10 @@ class Story:
             cache = self.machine._state.cache
             cache._index = PrefixIndex(digest=lambda parent, content: b"same")
             cache.pool._on_evict = cache._index.forget
+        if moody := rng.random() < 0.7:
+            self.machine._state.speculation = Moody(max_drafted=self.limits.max_drafted)
+            self.machine._state.speculation.rng = rng
+        self.guesses_well = moody or rng.random() < 0.5
         self.ready = self.machine.ready
         self.capacity = self.limits.num_blocks * self.limits.block_tokens
         self.prefixes = [self.tokens(rng.randint(0, min(24, self.capacity))) for _ in range(3)]
@@ -105,6 +154,11 @@ class Story:
         self.stopped: set[int] = set()
         self.harmed: set[int] = set()
         """Sequences that a failing step, a fault or a lost token makes fail."""
+        self.num_drafted = self.num_accepted = 0
+        self.num_asked = 0
+        self.asked: list[DraftWanted] = []
+        if rng.random() < 0.5:
+            self.take(DraftModelOffered(context_tokens=100))
         self.faults = rng.choice([0.0, 0.05])
 
     def tokens(self, number: int) -> tuple[int, ...]:
@@ -119,9 +173,9 @@ class Story:
             self.take(PipelineReady())
         for _ in range(20_000):
             self.ask()
-            if not self.in_flight:
+            if not self.in_flight and not self.asked:
                 break
-            self.take(self.completion())
+            self.take(self.completion() if self.in_flight else self.guess())
 
     # --- the world ---
 
@@ -135,11 +189,27 @@ class Story:
             return Stopped(sequence_id=self.some_id())
         if choice < 0.37:
             return Tick()
+        if choice < 0.372:
+            return DraftModelOffered(context_tokens=self.random.choice([0, 10, 100]))
+        if choice < 0.5 and self.asked:
+            return self.guess()
         if choice < 0.375:
             return PipelineLost(error=WorkerLost("gone"))
         if not self.ready:
             return PipelineReady()
         return self.completion() if self.in_flight else Tick()
+
+    def guess(self) -> GuessArrived:
+        """Return what the draft model says to one of those that were asked for."""
+        wanted = self.asked.pop(self.random.randrange(len(self.asked)))
+        life, guess = self.lives[wanted.sequence_id], []
+        assert life.end is not None or life.tokens[: len(wanted.tokens)] == wanted.tokens
+        prints = life.prints[: len(wanted.tokens)]
+        while len(guess) < self.random.randint(0, wanted.num_wanted + 1):
+            token_id = drawn(life.opening, len(prints), prints[-1])
+            guess.append(self.random.choice([token_id, token_id, token_id, self.random.randrange(NUM_TOKEN_IDS)]))
+            prints.append(fingerprint(prints[-1], guess[-1]))
+        return GuessArrived(sequence_id=wanted.sequence_id, num_tokens=len(wanted.tokens), token_ids=tuple(guess))
 
     def some_id(self) -> int:
         live = [sequence_id for sequence_id, life in self.lives.items() if life.end is None]
@@ -178,6 +248,7 @@ class Story:
             deadline_seconds=rng.choice([NEVER, NEVER, self.now + rng.randint(1, 60)]),
             priority=rng.choice([0, 0, 0, 1]),
             salt=rng.choice([b"", b"", b"x"]),
+            speculates=rng.random() < 0.9,
             goal=goal,
             pooling=rng.choice(["mean", "last"]) if goal is Goal.EMBED else "",
             score_start=rng.randint(0, len(prompt) + 1) if goal is Goal.SCORE else 0,
@@ -202,6 +273,8 @@ class Story:
                 self.lives[sequence_id] = life = Life(event, choice, [])
                 for token_id in event.prompt:
                     life.add(token_id)
+                if self.guesses_well:
+                    self.machine._state.sequences[sequence_id].lookup = Oracle(self, life)
         if isinstance(event, PipelineLost):
             self.ready = False
             self.in_flight.clear()
@@ -241,6 +314,8 @@ class Story:
         assert life.end is None, f"{instruction} after the end"
         match instruction:
             case Emit():
+                assert instruction.token.token_id == drawn(life.opening, len(life.tokens), life.prints[-1])
+                self.num_accepted += instruction.drafted
                 life.emitted.append(instruction.token.token_id)
                 life.add(instruction.token.token_id)
                 life.expected = self.expected_end(life)
@@ -274,7 +349,9 @@ class Story:
             self.send(run)
         live = {sequence_id for sequence_id, life in self.lives.items() if life.end is None}
         assert self.machine.num_running + self.machine.num_waiting == len(live)
-        assert self.in_flight or not live or not self.ready, "nothing runs, and something could"
+        self.asked += self.machine.next_drafts()
+        self.num_asked += bool(self.asked)
+        assert self.in_flight or not live or not self.ready or self.asked, "nothing runs, and something could"
         assert len(self.in_flight) == len(self.machine._state.in_flight) <= self.limits.num_microbatches
         assert len(self.machine._state.closed) <= self.limits.max_running
         assert self.machine.num_running <= self.limits.max_running
@@ -298,16 +375,20 @@ class Story:
         tokens = list(completed.tokens)
         if tokens and self.random.random() < self.faults:
             index = self.random.randrange(len(tokens))
-            self.harmed.add(tokens[index].sequence_id)
+            sequence_id = tokens[index].sequence_id
+            self.harmed.add(sequence_id)
             if self.random.random() < 0.5:
-                del tokens[index]
+                tokens = [token for token in tokens if token.sequence_id != sequence_id]
             else:
-                tokens[index] = SampledToken(
-                    sequence_id=tokens[index].sequence_id, token_id=-1, fault="numerical_fault", message="no numbers"
+                after = [token for token in tokens[index + 1 :] if token.sequence_id != sequence_id]
+                fault = SampledToken(
+                    sequence_id=sequence_id, token_id=-1, fault="numerical_fault", message="no numbers"
                 )
+                tokens = [*tokens[:index], fault, *after]
         return StepCompleted(
             step=completed.step,
             tokens=tuple(tokens),
+            seconds=self.random.random(),
             prompt_logprobs=completed.prompt_logprobs,
             vectors=completed.vectors,
         )
@@ -328,8 +409,13 @@ class Story:
             stop = part.start_position + len(part.token_ids)
             assert life.end is None
             assert part.token_ids
-            assert part.token_ids == life.tokens[part.start_position : stop]
+            stop -= part.num_drafted
+            assert part.token_ids[: stop - part.start_position] == life.tokens[part.start_position : stop]
             assert part.sample == (stop == len(life.tokens) and life.submitted.goal is Goal.GENERATE)
+            assert not part.num_drafted or (part.sample and life.submitted.speculates and life.emitted)
+            num_left = life.submitted.sampling.max_tokens - len(life.emitted) - 1
+            assert part.num_drafted <= min(self.limits.max_drafted, num_left)
+            self.num_drafted += part.num_drafted
 
     def check_rows(self, run: Run) -> None:
         known = self.worker.known
@@ -381,6 +467,7 @@ class Story:
 
 @pytest.mark.parametrize("group", range(NUM_GROUPS))
 def test_random_schedules_keep_every_promise(group: int, seed: int):
+    num_drafted = num_accepted = num_asked = 0
     for number in range(NUM_SCHEDULES // NUM_GROUPS):
         story_seed = seed * 1_000_000 + group * 1_000 + number
         story = Story(story_seed)
@@ -392,3 +479,7 @@ def test_random_schedules_keep_every_promise(group: int, seed: int):
         finally:
             if not told:
                 print(f"seed {story_seed}, event {story.now}, policy {story.policy.name}, {story.limits}")
+        num_drafted, num_accepted = num_drafted + story.num_drafted, num_accepted + story.num_accepted
+        num_asked += story.num_asked
+    assert 0 < num_accepted < num_drafted
+    assert num_asked > 0

@@ -35,3 +35,14 @@ def test_a_prompt_alone_was_prefilled_to_its_end():
     account.begin(11.0, 0)
 
     assert account.usage(17.0, predicted_seconds=0.5, bytes_per_second=10.0).prefill_seconds == 6.0
+
+
+def test_tokens_that_were_guessed_take_no_step_of_the_bound():
+    account = Account(num_prompt_tokens=8, submitted_seconds=10.0)
+    for drafted in (False, True, True, False):
+        account.note_token(15.0, drafted=drafted)
+
+    usage = account.usage(20.0, predicted_seconds=0.5, bytes_per_second=10.0)
+
+    assert usage.accepted_tokens == 2
+    assert usage.bound_seconds_per_token == 0.25

@@ -295,3 +295,19 @@ def test_a_grant_for_what_cannot_be_sent_ends_the_answer():
         assert isinstance(made.answer.ended.exception(), MessageTooLarge)
 
     tell(story)
+
+
+@pytest.mark.parametrize("end", [{"reason": FinishReason.LENGTH}, {"error": NumericalFault("none")}])
+def test_what_was_drawn_behind_a_stop_text_is_nobody_s(end):
+    def story() -> None:
+        made = Story(stops=("ab",))
+        made.emit(1, "a")
+        assert made.emit(1, "b") == [Stopped(sequence_id=1)]
+        assert made.emit(1, "c") == []  # Of the same step.
+        made.end(1, **end)
+        made.table.flush()
+        assert [(chunk.token_ids, chunk.reason) for chunk in made.sent] == [((97, 98), FinishReason.STOP)]
+        assert made.answer.account.num_tokens == 2
+        assert not made.answer.ended.done()
+
+    tell(story)

@@ -128,3 +128,21 @@ def test_finished_answers_make_a_running_mean():
 
     assert speed.tokens_per_second == pytest.approx(2.0)
     assert speed.num_completed == 1
+
+
+def test_bound_counts_as_many_tokens_a_step_as_there_were_of_late():
+    speed = meter(compute_seconds=1.0, streamed_bytes=0, disk=1.0)
+    usage = Usage(
+        prompt_tokens=1,
+        completion_tokens=10,
+        prefill_seconds=1,
+        decode_seconds=5,
+        streamed_bytes=0,
+        bound_seconds_per_token=1,
+        accepted_tokens=8,
+    )
+
+    for _ in range(30):
+        speed.note(usage)
+
+    assert speed.bound_tokens_per_second == pytest.approx(5.0, rel=0.01)
