@@ -141,7 +141,8 @@ def test_ps_shows_where_the_bytes_are_and_the_share_of_the_bound(daemon, capsys)
     assert "cpu 60% disk 40%" in out
     header, row = out.splitlines()
     assert header.endswith(
-        "CONTEXT  RUN  WAIT       KV  ALL TOK/S  TOK/S  BOUND  SHARE  EXPERTS  BUBBLES  DRAFTS                     STATE"
+        "CONTEXT  RUN  WAIT       KV  ALL TOK/S  TOK/S  BOUND  SHARE  EXPERTS  BUBBLES  "
+        "DRAFTS                     STATE"
     )
     assert row.endswith(
         "2048    1     2  25%+50%      120.0   40.0   50.0    80%  -        5% 31%   grammar 0% off greedy 75%  ready"
@@ -175,7 +176,7 @@ def test_ps_leaves_out_what_was_not_measured(daemon, capsys):
 
     _, out, _ = run(daemon, capsys, "ps")
 
-    assert out.splitlines()[1].split()[-10:] == ["1", "2", "-", "-", "-", "50.0", "-", "-", "-", "ready"]
+    assert out.splitlines()[1].split()[-11:] == ["1", "2", "-", "-", "-", "50.0", "-", "-", "-", "-", "ready"]
 
 
 def test_ps_as_json_is_the_record(daemon, capsys):
