@@ -40,7 +40,10 @@ def read_pickle(content: bytes) -> object:
             at = machine.stream.position - 1
             raise RefusedFile(f"has opcode 0x{opcode:02x} at byte {at} of its description, which torch does not write")
         step(machine)
-    return machine.stack.pop()
+    value = machine.stack.pop()
+    if not machine.stack.is_empty:
+        raise RefusedFile("is damaged: its description ends before it is complete")
+    return value
 
 
 @dataclass(slots=True, kw_only=True)

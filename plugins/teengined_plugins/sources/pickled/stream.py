@@ -48,6 +48,11 @@ class ValueStack:
         self._values: list[object] = []
         self._marks: list[int] = []
 
+    @property
+    def is_empty(self) -> bool:
+        """Say whether no value is there, and no group begun."""
+        return not self._values and not self._marks
+
     def push(self, value: object) -> None:
         """Put a value down."""
         self._values.append(value)
