@@ -58,7 +58,8 @@ def quantise_directory(source: Path, target: Path, form: Form, wanted: Callable[
         if not wanted(name):
             stored[name] = tensor
             continue
-        made = form.make(*tensor.shape, rng)
+        rows, columns = tensor.shape
+        made = form.make(rows, columns, rng)
         plain[name] = made.values
         stem = name.removesuffix(form.suffix)
         stored.update({stem + suffix: part.contiguous() for suffix, part in made.parts.items()})
@@ -287,6 +288,10 @@ FORMS: Mapping[str, Form] = {
     "fp8-blocks": Form(
         config={"quant_method": "fp8", "weight_block_size": [40, 48], "activation_scheme": "dynamic"},
         make=_fp8_blocks(".weight_scale_inv", (40, 48)),
+    ),
+    "fp8-square": Form(
+        config={"quant_method": "fp8", "weight_block_size": [8, 8], "activation_scheme": "dynamic"},
+        make=_fp8_blocks(".weight_scale_inv", (8, 8)),
     ),
     "fp8-tensor": Form(config={"quant_method": "fp8"}, make=_fp8_whole(".weight_scale_inv", ())),
     "mxfp8": Form(config={"quant_method": "mxfp8", "weight_block_size": [1, 32]}, make=_mxfp8),

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def digests(manifest: ModelManifest) -> Mapping[str, str]:
 )
 @pytest.mark.parametrize(("stage", "world"), [(1, 1), (1, 3), (2, 2), (2, 5), (3, 1), (3, 2), (3, 3)])
 def test_zero_gives_the_package_that_transformers_gives(
-    architecture: str, changes: dict[str, object], stage: int, world: int, tmp_path: Path
+    architecture: str, changes: dict[str, Any], stage: int, world: int, tmp_path: Path
 ) -> None:
     model = build_tiny_model(architecture, tmp_path / "model", num_hidden_layers=2, **changes)
     state, shared = trained_state(model)

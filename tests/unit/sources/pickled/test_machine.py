@@ -2,6 +2,7 @@ import contextlib
 import struct
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,21 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teengined_plugins.sources.pickled.machine import read_pickle
+from teengined_plugins.sources.pickled.outcome import Wanted
 from teengined_plugins.sources.pickled.process import answer_about
 from teengined_plugins.sources.pickled.values import Inert, RefusedFile, TensorInStorage
 from tests.fakes.deepspeed_files import write_torch_file
 from tests.fakes.hostile_torch_files import call, in_a_file, mention, pickled, storage, tensor, text
 
-ROOT = [()]
+ROOT: Wanted = [()]
 ORDERED = mention("collections", "OrderedDict") + b")R"
 
 
-def told(content: bytes, wanted: object = ROOT) -> dict[str, object]:
-    return answer_about(lambda offset, size: content[offset : offset + size], len(content), wanted)  # type: ignore[arg-type]
+def told(content: bytes, wanted: Wanted = ROOT) -> dict[str, Any]:
+    return answer_about(lambda offset, size: content[offset : offset + size], len(content), wanted)
 
 
 def test_what_torch_writes_is_read(tmp_path: Path) -> None:
-    value = {
+    value: dict[str, Any] = {
         "numbers": [0, 255, 65_535, -1, 1 << 40, -(1 << 62), 1.5, True, False, None],
         "nested": {"a": ("b", ["c", ()])},
         "shape": torch.Size([3, 4]),
@@ -45,13 +47,13 @@ def test_what_torch_writes_is_read(tmp_path: Path) -> None:
 
     found = told(content, [(name,) for name in value])
 
-    tensors = found["tensors"]["map"]  # type: ignore[index]
+    tensors = found["tensors"]["map"]
     assert found["numbers"] == value["numbers"]
     assert found["nested"] == {"map": {"a": ["b", ["c", []]]}}
     assert (found["shape"], found["dtype"], found["set"]) == ([3, 4], "BF16", [5])
     assert found["device"] is None
     assert found["ordered"] == {"map": {"z": 1, "a": 2}}
-    for name, made in value["tensors"].items():  # type: ignore[union-attr]
+    for name, made in value["tensors"].items():
         dtype, shape, offset, in_order = tensors[name]["tensor"]
         assert (tuple(shape), in_order) == (tuple(made.shape), name != "turned")
         if in_order:
@@ -174,7 +176,7 @@ def test_storages_must_be_there_and_long_enough() -> None:
 def test_a_tensor_that_repeats_a_few_values_for_ever_is_not_handed_out_as_a_range() -> None:
     found = told(in_a_file(tensor(storage("0", 1), 0, (1 << 40,), (0,)), {"0": bytes(4)}))
 
-    assert found[""]["tensor"][3] is False  # type: ignore[index]
+    assert found[""]["tensor"][3] is False
 
 
 def test_a_file_of_the_other_byte_order_is_refused() -> None:
