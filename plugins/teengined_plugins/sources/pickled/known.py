@@ -100,7 +100,8 @@ def named(module: str, name: str) -> Named | str:
         return DTYPES[full]
     if full in _BUILDERS or full in STORAGES or full in _INERT:
         return Named(full)
-    raise RefusedFile(f"names {full:.160}, which no weights need; it was not run, and the file is refused")
+    shown = f"{full if full.isprintable() else ascii(full):.160}"
+    raise RefusedFile(f"names {shown}, which no weights need; it was not run, and the file is refused")
 
 
 def build(one: Named, arguments: tuple[object, ...]) -> object:

@@ -23,7 +23,8 @@ from teengined_plugins.sources.pickled.values import RefusedFile
 
 __all__ = ["FileIdentity", "OpenedFile", "identity_of", "read_files"]
 
-_PROGRAM = (sys.executable, "-m", "teengined_plugins.sources.pickled.process")
+# -P: the working directory may be the checkpoint's, and no module is looked for there.
+_PROGRAM = (sys.executable, "-P", "-m", "teengined_plugins.sources.pickled.process")
 _INHERITED = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
 # Descriptors at once, far below the usual limit of 1024.
 _MAX_BATCH = 64

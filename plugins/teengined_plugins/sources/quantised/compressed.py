@@ -99,14 +99,17 @@ def _unpack_integers(parts: Parts, *, bits: int, shape: tuple[int, int]) -> "tor
     import torch
 
     middle = 1 << (bits - 1)
-    values = unpack_integers(parts[_PACKED], bits)[:, : shape[1]].to(torch.int16) - middle
+
+    def unpack(words: "torch.Tensor") -> "torch.Tensor":
+        return unpack_integers(words, bits)[:, : shape[1]].to(torch.int16) - middle
+
     scale, zero = parts[_SCALE], parts.get(_ZERO)
     if zero is not None and zero.dtype == torch.int32:  # Packed along rows.
         zero = unpack_integers(zero.T.contiguous(), bits)[:, : shape[0]].T.to(torch.int16) - middle
     if _GROUPS in parts and bool((parts[_GROUPS] >= 0).all()):
         group = parts[_GROUPS].long()
         scale, zero = scale[:, group], None if zero is None else zero[:, group]
-    return scaled(values, scale, zero=zero)
+    return scaled(parts[_PACKED], scale, zero=zero, unpack=unpack)
 
 
 def _scaled_weight(parts: Parts, *, wanted: list[int] | None) -> "torch.Tensor":

@@ -24,8 +24,8 @@ __all__ = ["open_mxfp4", "packed_fp4"]
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
 _BLOCK_BYTES = 16
-# Rows unpacked at a time: a few megabytes of each expert.
-_CHUNK_ROWS = 1024
+# Values unpacked at a time, beside the result.
+_CHUNK_VALUES = 2 << 20
 
 
 def open_mxfp4(config: Mapping[str, Any], stored: StoredTensors) -> list[QuantisedTensor]:
@@ -55,11 +55,13 @@ def _unpack_experts(parts: Parts) -> "torch.Tensor":
 
     blocks, scales = parts[_BLOCKS], parts[_SCALES]
     num_experts, num_rows, num_groups, _ = blocks.shape
-    out = torch.empty(num_experts, num_groups * 2 * _BLOCK_BYTES, num_rows, dtype=torch.bfloat16)
+    num_columns = num_groups * 2 * _BLOCK_BYTES
+    out = torch.empty(num_experts, num_columns, num_rows, dtype=torch.bfloat16)
+    step = max(1, _CHUNK_VALUES // max(num_columns, 1))
     for expert in range(num_experts):
-        for start in range(0, num_rows, _CHUNK_ROWS):
-            rows = slice(start, start + _CHUNK_ROWS)
-            values = unpack_e2m1(blocks[expert, rows], torch.float32)
+        for start in range(0, num_rows, step):
+            rows = slice(start, start + step)
+            values = unpack_e2m1(blocks[expert, rows])
             values *= scale_values(scales[expert, rows]).unsqueeze(-1)
             out[expert, :, rows] = values.flatten(1).T
     return out
@@ -71,10 +73,8 @@ def packed_fp4(parts: Parts, *, divided: bool) -> "torch.Tensor":
     `parts`: `packed` (O, I / 2) bytes; `scale` (O, I / group) in fp8, or exponents; and `global_scale`, which may be
     missing, by which scales are divided or multiplied.
     """
-    import torch
-
     scale = scale_values(parts["scale"])
     if "global_scale" in parts:
         whole = parts["global_scale"].float().reshape(-1)[:1]
         scale = scale / whole if divided else scale * whole
-    return scaled(unpack_e2m1(parts["packed"], torch.float32), scale)
+    return scaled(parts["packed"], scale, unpack=unpack_e2m1)

@@ -46,10 +46,7 @@ def _tensor(stem: str, suffix: str, wanted: Sequence[int] | None, stored: Stored
     shape = stored.shape(stem)
 
     def unpack(read: Parts) -> "torch.Tensor":
-        import torch
-
-        weight = unpack_e2m1(read["weight"], torch.float32) if is_packed else read["weight"]
-        return scaled(weight, read["scale"], wanted=wanted)
+        return scaled(read["weight"], read["scale"], wanted=wanted, unpack=unpack_e2m1 if is_packed else None)
 
     shape = (*shape[:-1], 2 * shape[-1]) if is_packed else shape
     return QuantisedTensor(name=stem, dtype="FP4" if is_packed else "FP8", shape=shape, parts=parts, unpack=unpack)

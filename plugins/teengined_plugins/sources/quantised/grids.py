@@ -1,6 +1,7 @@
 """Values times scales, where a scale belongs to a block of rows and columns: fp8 and int8 of every granularity."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
 __all__ = ["block_shape", "scale_values", "scaled"]
 
 # Values unpacked at a time, beside the result.
-_CHUNK_VALUES = 4 << 20
+_CHUNK_VALUES = 2 << 20
 
 
 def block_shape(shape: tuple[int, int], grid: tuple[int, int], wanted: Sequence[int] | None = None) -> tuple[int, int]:
@@ -45,31 +46,42 @@ def scaled(
     *,
     wanted: Sequence[int] | None = None,
     zero: "torch.Tensor | None" = None,
+    unpack: "Callable[[torch.Tensor], torch.Tensor] | None" = None,
 ) -> "torch.Tensor":
     """Return `(values - zero) * scale` in fp32.
 
     Args:
-        values: (…, R, C), of any dtype.
+        values: (…, R, C), of any dtype; (…, R, W) where they are packed.
         scale: one value, one a row, or a grid (…, r, c); for a stack also one value a matrix.
         wanted: rows and columns that share a scale, where that is known.
-        zero: of the scale's shape.
+        zero: of the scale's shape; for one matrix only.
+        unpack: makes (i, C) values of some rows (i, W).
 
     Raises:
         ValueError: shapes do not fit.
     """
     import torch
 
-    out = torch.empty(values.shape, dtype=torch.float32)
+    columns = values.shape[-1] if unpack is None else unpack(values.reshape(-1, values.shape[-1])[:1]).shape[-1]
+    out = torch.empty(*values.shape[:-1], columns, dtype=torch.float32)
+    how = _How(wanted=wanted, unpack=unpack)
     if values.ndim > 2 and zero is None:
-        flat, target = values.reshape(-1, *values.shape[-2:]), out.view(-1, *values.shape[-2:])
+        flat, target = values.reshape(-1, *values.shape[-2:]), out.view(-1, *out.shape[-2:])
         alike = scale.numel() == 1
         scales = scale.reshape(1).expand(len(flat)) if alike else scale.reshape(len(flat), *scale.shape[1:])
         for index in range(flat.shape[0]):
-            _scale_matrix(flat[index], _grid(scales[index], flat.shape[1]), wanted, target[index])
+            _scale_matrix(flat[index], _grid(scales[index], flat.shape[1]), target[index], how)
         return out
-    grid = _grid(scale, values.shape[0])
-    _scale_matrix(values, grid, wanted, out, None if zero is None else _grid(zero, values.shape[0]))
+    how = replace(how, zero=None if zero is None else _grid(zero, values.shape[0]))
+    _scale_matrix(values, _grid(scale, values.shape[0]), out, how)
     return out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _How:
+    wanted: Sequence[int] | None
+    unpack: "Callable[[torch.Tensor], torch.Tensor] | None"
+    zero: "torch.Tensor | None" = None
 
 
 def _grid(scale: "torch.Tensor", rows: int) -> "torch.Tensor":
@@ -82,22 +94,17 @@ def _grid(scale: "torch.Tensor", rows: int) -> "torch.Tensor":
     return scale
 
 
-def _scale_matrix(
-    values: "torch.Tensor",
-    grid: "torch.Tensor",
-    wanted: Sequence[int] | None,
-    out: "torch.Tensor",
-    zero: "torch.Tensor | None" = None,
-) -> None:
+def _scale_matrix(values: "torch.Tensor", grid: "torch.Tensor", out: "torch.Tensor", how: _How) -> None:
     import torch
 
-    num_rows, num_columns = values.shape
-    rows, columns = block_shape((num_rows, num_columns), (grid.shape[0], grid.shape[1]), wanted)
+    num_rows, num_columns = out.shape
+    rows, columns = block_shape((num_rows, num_columns), (grid.shape[0], grid.shape[1]), how.wanted)
     column_of = torch.arange(num_columns) // columns
     step = max(1, _CHUNK_VALUES // max(num_columns, 1))
     for start in range(0, num_rows, step):
         row_of = torch.arange(start, min(start + step, num_rows)) // rows
-        chunk = values[start : start + step].float()
-        if zero is not None:
-            chunk -= zero[row_of].float()[:, column_of]
+        chunk = values[start : start + step]
+        chunk = (chunk if how.unpack is None else how.unpack(chunk)).float()
+        if how.zero is not None:
+            chunk = chunk - how.zero[row_of].float()[:, column_of]
         torch.mul(chunk, scale_values(grid[row_of])[:, column_of], out=out[start : start + step])

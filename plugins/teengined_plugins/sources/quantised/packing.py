@@ -22,9 +22,8 @@ def unpack_integers(words: "torch.Tensor", bits: int) -> "torch.Tensor":
     return ((octets.unsqueeze(-1) >> shifts) & mask).reshape(*words.shape[:-1], -1)
 
 
-def unpack_e2m1(octets: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
-    """Return (…, W) bytes as (…, 2 W) values, the low four bits first."""
+def unpack_e2m1(octets: "torch.Tensor") -> "torch.Tensor":
+    """Return (…, W) bytes as (…, 2 W) values in fp32, the low four bits first."""
     import torch
 
-    table = torch.tensor(E2M1_VALUES, dtype=dtype)
-    return table[unpack_integers(octets.view(torch.uint8), 4).int()]
+    return torch.tensor(E2M1_VALUES)[unpack_integers(octets.view(torch.uint8), 4).int()]
