@@ -18,9 +18,9 @@ from teengined.core.device import DeviceSpec
 from teengined.interfaces.registry import PluginRegistry
 from teengined.modelpack.converter import ConversionOptions, convert
 from teengined.modelpack.manifest import read_manifest
-from tests.fakes.tiny_models import TINY_ARCHITECTURES, build_tiny_model
+from tests.fakes.tiny_models import TINY_ARCHITECTURES, TINY_VOCABULARY, build_tiny_model
 
-__all__ = ["architecture_rows", "compare_architecture"]
+__all__ = ["architecture_rows", "compare_architecture", "compare_checkpoint"]
 
 _NUM_TOKENS = 16
 _CONTEXT_TOKENS = 64
@@ -38,11 +38,17 @@ def architecture_rows(scratch: Path) -> Iterator[ParityRow]:
 def compare_architecture(architecture: str, scratch: Path) -> Iterator[ParityRow]:
     """Build, convert and run one tiny model; yield its rows."""
     source = build_tiny_model(architecture, scratch / "source", seed=_SEED)
-    store = scratch / "store"
+    reference_model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    yield from compare_checkpoint(architecture, source, reference_model, scratch / "store")
+
+
+def compare_checkpoint(
+    architecture: str, source: Path, reference_model: torch.nn.Module, store: Path
+) -> Iterator[ParityRow]:
+    """Convert and run the checkpoint `source`; yield its rows against what `reference_model` generates."""
     _convert(source, store, architecture)
     package_dir = store / architecture
-    reference_model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-    prompts = _prompts(reference_model.config.vocab_size)
+    prompts = _prompts(TINY_VOCABULARY)
     reference = [_generate(reference_model, prompt) for prompt in prompts]
     manifest = read_manifest(package_dir)
     num_layers = manifest.num_layers

@@ -41,7 +41,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-@pytest.fixture(params=["empty-directory", "broken-config", "empty-file", "garbage.gguf", "list-config"])
+@pytest.fixture(params=["empty-directory", "broken-config", "empty-file", "garbage.gguf", "list-config", "broken-zero"])
 def garbage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Something that looks a little like a checkpoint."""
     path = tmp_path / request.param
@@ -54,6 +54,10 @@ def garbage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         case "list-config":
             path.mkdir()
             (path / "config.json").write_text("[]")
+        case "broken-zero":
+            path.mkdir()
+            (path / "config.json").write_text("{}")
+            (path / "mp_rank_00_model_states.pt").write_bytes(b"PK\x03\x04" + bytes(range(256)))
         case "empty-file":
             path.touch()
         case _:

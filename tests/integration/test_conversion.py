@@ -171,7 +171,7 @@ def test_a_sharded_checkpoint_converts_like_a_single_file(architecture: str, tmp
         ({"model_type": "no_such_thing"}, "not known"),
         ({"model_type": "llama", "auto_map": {"AutoModel": "x.Y"}}, "auto_map"),
         ({"model_type": "llama", "vision_config": {"a": 1}}, "vision"),
-        ({"model_type": "llama", "quantization_config": {"quant_method": "fp8"}}, "fp8"),
+        ({"model_type": "llama", "quantization_config": {"quant_method": "aqlm"}}, "aqlm"),
         ({"model_type": "gemma3"}, "vision"),
         ({"model_type": "opt"}, "list of num_hidden_layers"),
     ],

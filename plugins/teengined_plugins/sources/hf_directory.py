@@ -9,6 +9,8 @@ from teengined.core.errors import SourceError
 from teengined.interfaces.hookspecs import hookimpl
 from teengined.interfaces.source import Checkpoint, ModelSource, SourceTensor
 from teengined_plugins.sources.checked_files import checked_path, read_json
+from teengined_plugins.sources.quantised.methods import QUANTISATION_KEYS, open_quantised
+from teengined_plugins.sources.quantised.scheme import QuantisedTensor, StoredTensors
 from teengined_plugins.sources.safetensors_file import SafetensorsFile
 from teengined_plugins.sources.tokenizer_files import copy_tokenizer
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["DirectoryCheckpoint", "HFDirectory", "teengine_register_sources"]
 
 _INDEX = "model.safetensors.index.json"
+_MODELOPT_CONFIG = "hf_quant_config.json"
 _SINGLE = "model.safetensors"
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _MAX_SHARDS = 4096
@@ -53,14 +56,17 @@ class DirectoryCheckpoint(Checkpoint):
         self._directory = directory
         self._description = description
         self._files: list[SafetensorsFile] = []
+        self._quantised: dict[str, QuantisedTensor] = {}
         if not (directory / "config.json").exists():
             raise SourceError(
                 f"{directory.name} is no model directory: it has no config.json",
                 hint="name the directory that holds config.json and the .safetensors files",
             )
-        self._config = read_json(directory, "config.json")
+        self._config = _full_config(directory)
         try:
-            self._owners = self._open_shards()
+            self._stored = self._open_shards()
+            self._owners = dict(self._stored)
+            self._quantised = self._open_quantised()
         except BaseException:
             self.close()
             raise
@@ -82,15 +88,20 @@ class DirectoryCheckpoint(Checkpoint):
         return hashlib.blake2b(identities.encode(), digest_size=16).hexdigest()
 
     def tensors(self) -> tuple[SourceTensor, ...]:
-        """List the tensors of all shards."""
-        return tuple(
-            SourceTensor(name=name, dtype=file.tensors[name].dtype, shape=file.tensors[name].shape)
-            for name, file in self._owners.items()
+        """List the tensors of all shards; what is quantised as the tensor that it stands for."""
+        return (
+            *(SourceTensor(name=one.name, dtype=one.dtype, shape=one.shape) for one in self._quantised.values()),
+            *(
+                SourceTensor(name=name, dtype=file.tensors[name].dtype, shape=file.tensors[name].shape)
+                for name, file in self._owners.items()
+            ),
         )
 
     def read(self, name: str) -> "torch.Tensor":
-        """Return one tensor; its memory is its own."""
-        return self._owners[name].read(name)
+        """Return one tensor, unpacked where it is quantised; its memory is its own."""
+        if name in self._quantised:
+            return self._quantised[name].read(self._read_stored)
+        return self._read_stored(name)
 
     def write_tokenizer(self, directory: Path) -> Iterable[str]:
         """Copy tokenizer, chat template and generation defaults."""
@@ -100,6 +111,19 @@ class DirectoryCheckpoint(Checkpoint):
         """Close all shards."""
         for file in self._files:
             file.close()
+
+    def _read_stored(self, name: str) -> "torch.Tensor":
+        return self._stored[name].read(name)
+
+    def _open_quantised(self) -> dict[str, QuantisedTensor]:
+        """Take what is quantised out of the stored tensors, and out of what the configuration says."""
+        tensors = {name: file.tensors[name] for name, file in self._owners.items()}
+        stored = StoredTensors(tensors=tensors, read=self._read_stored)
+        found = open_quantised(self._config, stored)
+        if found is not None:
+            self._config = {key: value for key, value in self._config.items() if key not in QUANTISATION_KEYS}
+            self._owners = {name: file for name, file in self._owners.items() if name not in stored.used}
+        return found or {}
 
     def _open_shards(self) -> dict[str, SafetensorsFile]:
         index = self._index()
@@ -151,6 +175,16 @@ class DirectoryCheckpoint(Checkpoint):
                 f"M.from_pretrained('{self._directory.name}').save_pretrained('OUT')\"",
             )
         raise SourceError(f"{self._directory.name} has no weights: no .safetensors file is there")
+
+
+def _full_config(directory: Path) -> dict[str, Any]:
+    """Return `config.json`, with what ModelOpt's older exports say in a file of their own."""
+    config = read_json(directory, "config.json")
+    if "quantization_config" not in config and (directory / _MODELOPT_CONFIG).is_file():
+        table = read_json(directory, _MODELOPT_CONFIG).get("quantization")
+        if isinstance(table, dict) and table.get("quant_algo"):
+            config["quantization_config"] = {**cast("dict[str, Any]", table), "quant_method": "modelopt"}
+    return config
 
 
 @hookimpl

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from teengined.core.errors import SourceError
+from teengined_plugins.sources.dtypes import DTYPE_BYTES, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -19,21 +20,6 @@ __all__ = ["FileTensor", "SafetensorsFile"]
 MAX_HEADER_BYTES = 100 * 10**6
 _MAX_DIMENSIONS = 8
 _READ_AGAIN = "download the file again; its size and checksum are on the model's page"
-
-_ITEM_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,10 +60,9 @@ class SafetensorsFile:
         import torch
 
         entry = self.tensors[name]
-        dtypes = _torch_dtypes()
         content = torch.empty(entry.size_bytes, dtype=torch.uint8)
         self._read_into(content.numpy().data, entry.offset_bytes, name)
-        return content.view(dtypes[entry.dtype]).reshape(entry.shape)
+        return content.view(torch_dtype(entry.dtype)).reshape(entry.shape)
 
     def close(self) -> None:
         """Close the file. Safe to call twice."""
@@ -137,13 +122,13 @@ def _entry(file: str, name: str, value: object, data_start: int) -> FileTensor:
         raise SourceError(f"{where}: its entry is not a JSON object")
     table = cast("dict[str, object]", value)
     dtype, shape, offsets = table.get("dtype"), _naturals(table.get("shape")), _naturals(table.get("data_offsets"))
-    if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise SourceError(f"{where}: dtype {dtype!r:.40} is not known")
     if shape is None or len(shape) > _MAX_DIMENSIONS:
         raise SourceError(f"{where}: shape {table.get('shape')!r:.80} is not a list of at most {_MAX_DIMENSIONS} sizes")
     if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise SourceError(f"{where}: data_offsets {table.get('data_offsets')!r:.80} are not a range")
-    size, needed = offsets[1] - offsets[0], prod(shape) * _ITEM_BYTES[dtype]
+    size, needed = offsets[1] - offsets[0], prod(shape) * DTYPE_BYTES[dtype]
     if size != needed:
         raise SourceError(f"{where}: it has {size} bytes, {dtype} of shape {list(shape)} takes {needed}")
     return FileTensor(dtype=dtype, shape=shape, offset_bytes=data_start + offsets[0], size_bytes=size)
@@ -174,22 +159,3 @@ def _check_coverage(file: str, tensors: Mapping[str, FileTensor], data_start: in
         end = tensor.offset_bytes + tensor.size_bytes
     if end != file_bytes:
         raise SourceError(f"{file}: {file_bytes - end} bytes after the last tensor belong to none", hint=_READ_AGAIN)
-
-
-def _torch_dtypes() -> dict[str, "torch.dtype"]:
-    import torch
-
-    return {
-        "F64": torch.float64,
-        "F32": torch.float32,
-        "F16": torch.float16,
-        "BF16": torch.bfloat16,
-        "I64": torch.int64,
-        "I32": torch.int32,
-        "I16": torch.int16,
-        "I8": torch.int8,
-        "U8": torch.uint8,
-        "BOOL": torch.bool,
-        "F8_E4M3": torch.float8_e4m3fn,
-        "F8_E5M2": torch.float8_e5m2,
-    }
