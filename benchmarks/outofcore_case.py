@@ -29,7 +29,7 @@ __all__ = ["decode", "main"]
 _CONTEXT_TOKENS = 256
 # Of the limit, left for what no plan counts: thread stacks, what libraries take on their first call, the page cache of
 # the small files of a package.
-_HEADROOM_BYTES = 80 << 20
+_HEADROOM_BYTES = 48 << 20
 
 
 def main() -> None:
@@ -63,7 +63,9 @@ def _run(order: Mapping[str, Any]) -> dict[str, Any]:
     package_dir = Path(order["package_dir"])
     registry = PluginRegistry.load()
     assert build_skeleton, "imported, so that the process is as large as it gets without a model"
-    free_bytes = order["limit_bytes"] - psutil.Process().memory_info().rss - _HEADROOM_BYTES
+    # Pages of libraries are whoever's first mapped them, and can be dropped: what is private is what the limit loses.
+    held_bytes = psutil.Process().memory_full_info().uss
+    free_bytes = order["limit_bytes"] - held_bytes - _HEADROOM_BYTES
     spec = DeviceSpec(id="cpu:0", driver="cpu", memory_bytes=max(1, free_bytes), threads=order["num_threads"])
     plan = _plan(package_dir, spec)
     with LocalPipeline(package_dir, plan, [spec], registry) as pipeline:

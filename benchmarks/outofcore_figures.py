@@ -130,8 +130,9 @@ def _plotted(model: str, cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _dense_bounds(cases: Sequence[Mapping[str, Any]], budgets: Sequence[int]) -> dict[str, list[tuple[int, float]]]:
-    """Return the floor of each form of the weights, finely enough to be drawn as a line."""
-    grid = [budgets[0] + (budgets[-1] - budgets[0]) * step // _NUM_CURVE_STEPS for step in range(_NUM_CURVE_STEPS + 1)]
+    """Return the floor of each form of the weights, finely enough for a line past the budgets on both sides."""
+    low, high = budgets[0] * 3 // 4, budgets[-1] * 5 // 4
+    grid = [low + (high - low) * step // _NUM_CURVE_STEPS for step in range(_NUM_CURVE_STEPS + 1)]
     bounds: dict[str, list[tuple[int, float]]] = {}
     for case in cases:
         if case["floor_seconds"] is not None:

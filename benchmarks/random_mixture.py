@@ -23,8 +23,12 @@ _RANK_SEED = 21
 # How far the logits of experts fall with the logarithm of their rank. With the sizes below, the most popular quarter
 # of a layer's experts gets half to two thirds of its tokens.
 _BIAS_PER_LOG_RANK = 0.4
-# Of an embedding's common part; its own part has 1. Layers add about 0.4 each, so that both last to the end.
-_COMMON_SCALE = 2.0
+# Of an embedding's common part; its own part has 1.
+_COMMON_SCALE = 1.5
+# Of what layers add to that, which is little: what they make of the common part would grow from layer to layer, and
+# with it the preference for a few experts.
+_ADDED_SCALE = 0.1
+_ADDING = (".self_attn.o_proj.weight", ".mlp.experts.down_proj")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +99,8 @@ def _draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torc
     if name.endswith(".mlp.gate.weight"):
         layer = int(name.split(".")[2])
         return router_rows(*shape, seed=_RANK_SEED + layer).to(torch.bfloat16)
+    if name.endswith(_ADDING):
+        return random_matrix(shape, generator) * _ADDED_SCALE
     return random_matrix(shape, generator)
 
 

@@ -13,7 +13,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def _answer(name: str, peers_dir: Path, workload: Workload) -> Sequence[float]:
 
 
 @contextlib.contextmanager
-def _stock_operators() -> Iterator[None]:
+def _stock_operators() -> Generator[None]:
     """Have programs that are started meanwhile leave our kernels out."""
     os.environ["TEENGINE_NO_NATIVE"] = "1"
     try:

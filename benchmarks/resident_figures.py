@@ -96,8 +96,7 @@ def comparison_rows(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     by_engine = {case["engine"]: case for case in cases}
     rows: list[dict[str, Any]] = []
     for wanted in COMPARISONS:
-        figures = [by_engine.get(name, {}).get(wanted.figure) for name in (wanted.engine, wanted.over)]
-        if None not in figures:
-            reached = figures[0] / figures[1]
-            rows.append({"name": wanted.name, "reached": reached, "target": wanted.target})
+        figure, over = (by_engine.get(name, {}).get(wanted.figure) for name in (wanted.engine, wanted.over))
+        if figure is not None and over is not None:
+            rows.append({"name": wanted.name, "reached": figure / over, "target": wanted.target})
     return rows

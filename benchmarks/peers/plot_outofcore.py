@@ -32,9 +32,8 @@ def main():
     )
     for panel, model in zip(panels[0], models, strict=False):
         _draw(panel, model, engines)
-    figure.tight_layout()
     for suffix in ("svg", "png"):
-        figure.savefig(f"{sys.argv[2]}.{suffix}", dpi=_DOTS_PER_INCH)
+        figure.savefig(f"{sys.argv[2]}.{suffix}", dpi=_DOTS_PER_INCH, bbox_inches="tight")
 
 
 def _draw(panel, model, engines):
@@ -51,7 +50,7 @@ def _draw(panel, model, engines):
     panel.set_ylabel("seconds per token")
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.grid(visible=True, which="both", linewidth=0.4, color="#dddddd")
-    panel.legend(fontsize="small", frameon=False)
+    panel.legend(fontsize="small", frameon=False, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
 
 
 def _columns(points):

@@ -120,7 +120,7 @@ def test_plot_has_a_line_for_each_engine_that_ran_and_a_bound_for_its_form() -> 
 
     assert panel["engines"] == {"teengine-int8": [(1_000, 3.0), (2_000, 2.0)]}
     assert list(panel["bounds"]) == ["least for int8"]
-    assert (panel["bounds"]["least for int8"][0], panel["bounds"]["least for int8"][-1]) == ((1_000, 2.0), (2_000, 1.0))
+    assert (panel["bounds"]["least for int8"][0], panel["bounds"]["least for int8"][-1]) == ((750, 2.25), (2_500, 0.5))
 
 
 def test_plot_of_a_mixture_is_bounded_by_the_fewest_bytes_that_were_read() -> None:

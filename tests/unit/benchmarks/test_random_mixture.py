@@ -11,8 +11,7 @@ NUM_EXPERTS, NUM_CHOSEN, WIDTH = 32, 4, 256
 def popularity_of(seed: int, common_share: float) -> torch.Tensor:
     """Return the share of all choices that each expert gets, largest first.
 
-    Legend: E experts, I width, T tokens. `common_share` is that of a token's direction: 0.9 after the embedding, 0.7
-    after the last layer.
+    Legend: E experts, I width, T tokens. `common_share` is that of a token's direction.
     """
     rows_EI = router_rows(NUM_EXPERTS, WIDTH, seed)
     own_TI = torch.randn((4_000, WIDTH), generator=torch.Generator().manual_seed(seed))
@@ -23,16 +22,16 @@ def popularity_of(seed: int, common_share: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("common_share", [0.7, 0.9])
+@pytest.mark.parametrize("common_share", [0.75, 0.85])
 def test_most_popular_quarter_of_experts_gets_about_half_to_three_quarters(seed: int, common_share: float) -> None:
     quarter = popularity_of(seed, common_share)[: NUM_EXPERTS // 4].sum()
 
-    assert 0.42 < quarter < 0.78
+    assert 0.42 < quarter < 0.75
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_even_the_least_popular_expert_has_its_turn(seed: int) -> None:
-    assert popularity_of(seed, 0.7)[-1] > 0
+    assert popularity_of(seed, 0.8)[-1] > 0
 
 
 def test_layers_prefer_different_experts() -> None:
