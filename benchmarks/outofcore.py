@@ -5,7 +5,7 @@
 
 Every engine gets the same model, the same tokens and the same limit, a control group's: all that its process and its
 page cache may hold. The budget of a dense model is its size at one byte a parameter over each of `--ratios`; that of a
-mixture holds all but the experts, `--expert-shares` of these, and 0.67 GB for the process. Nothing of the model is in
+mixture holds all but the experts, `--expert-shares` of these, and 0.42 GB for the process. Nothing of the model is in
 the page cache when a case begins. Tokens are given, not chosen, so that all engines decode the same ones; seconds and
 bytes (the process's own counter of reads from disks) are counted after a prompt and warm steps. Rounds are interleaved,
 the table shows medians. Plain parallel reads of the same files past the page cache, before and after each case, are the

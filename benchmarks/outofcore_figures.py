@@ -20,9 +20,10 @@ __all__ = [
     "table_row",
 ]
 
-# What a process with torch holds beside the weights that it keeps: interpreter and libraries 0.35 GB, workspace, KV,
-# the buffers that weights arrive in. Granted to every engine with a mixture, where the budget is told in experts.
-_PROCESS_BYTES = 640 << 20
+# What a process with torch holds beside weights: its private part of interpreter and libraries 0.27 GB, workspace and
+# KV 0.13 GB. Granted to every engine with a mixture, where the budget is told in experts; one without torch has it for
+# more of the model.
+_PROCESS_BYTES = 400 << 20
 
 _NUM_CURVE_STEPS = 64
 
