@@ -1,6 +1,7 @@
-"""A Llama in a Hugging Face directory as a GGUF file in Q8_0, so that llama.cpp can run the very same weights.
+"""A Llama or Mixtral in a Hugging Face directory as a GGUF file in Q8_0, so that llama.cpp can run the same weights.
 
-The tokenizer is left out: the comparisons hand over token ids.
+The tokenizer is left out: the comparisons hand over token ids. Other precisions are made of this file by llama.cpp's
+own quantiser (`benchmarks/peers/quantize_llama_cpp.py`), which gives each matrix the bits that its users' files have.
 """
 
 import json
@@ -28,23 +29,29 @@ _NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
 }
+# Routers stay as they are in llama.cpp's own files: a few rows that decide much.
+_PLAIN = ("ffn_gate_inp",)
 _DEFAULT_THETA = 10000.0
 
 
 def write_llama_gguf(model_dir: Path, path: Path) -> Path:
-    """Write `path` if it is not there; memory for all of the model once."""
+    """Write `path` if it is not there; memory for one matrix, and as much again on disk meanwhile."""
     if path.is_file():
         return path
     config = json.loads((model_dir / "config.json").read_text("utf-8"))
     unfinished = path.with_suffix(".unfinished")
-    writer = gguf.GGUFWriter(str(unfinished), "llama")
+    writer = gguf.GGUFWriter(str(unfinished), "llama", use_temp_file=True)
     _write_head(writer, config)
     for name, weight in _tensors(model_dir):
         place = _place_of(name)
         heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(place.split(".")[-2])
         rows = _interleaved(weight, config[heads]) if heads else weight
-        if rows.ndim == 1:
+        if rows.ndim == 1 or place.split(".")[-2] in _PLAIN:
             writer.add_tensor(place, rows)
         else:
             kind = gguf.GGMLQuantizationType.Q8_0
@@ -70,6 +77,9 @@ def _write_head(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_rope_freq_base(float(rope.get("rope_theta", _DEFAULT_THETA)))
     writer.add_rope_dimension_count(width // num_heads)
     writer.add_vocab_size(int(config["vocab_size"]))
+    if "num_local_experts" in config:
+        writer.add_expert_count(int(config["num_local_experts"]))
+        writer.add_expert_used_count(int(config["num_experts_per_tok"]))
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
     writer.add_tokenizer_model("none")
 
@@ -78,7 +88,16 @@ def _tensors(model_dir: Path) -> Iterator[tuple[str, np.ndarray]]:
     for file in sorted(model_dir.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - it is no mapping
-                yield name, tensors.get_tensor(name).to(torch.float32).numpy()
+                for part, weight in _parts(name, tensors.get_tensor(name)):
+                    yield part, weight.to(torch.float32).numpy()
+
+
+def _parts(name: str, weight: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+    """Return the tensor, or the two halves of stacked experts' gates and inputs, which transformers keeps together."""
+    if not name.endswith("experts.gate_up_proj"):
+        return [(name, weight)]
+    gate, up = weight.chunk(2, dim=1)
+    return [(name.replace("gate_up_proj", "gate_proj"), gate), (name.replace("gate_up_proj", "up_proj"), up)]
 
 
 def _place_of(name: str) -> str:
