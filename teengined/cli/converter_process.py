@@ -26,7 +26,7 @@ def run_modelpack(arguments: Sequence[str], subject: str, progress: Progress) ->
         TeengineError: the class that the converter's error names; `InternalError` where it ended without one.
     """
     with tempfile.TemporaryFile() as noise:
-        command = [sys.executable, "-m", "teengined.modelpack", *arguments]
+        command = [sys.executable, "-P", "-m", "teengined.modelpack", *arguments]
         process = start_leashed(command, stdout=subprocess.PIPE, stderr=noise)
         try:
             last = _follow(cast("IO[bytes]", process.stdout), subject, progress)

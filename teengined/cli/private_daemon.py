@@ -65,7 +65,7 @@ def private_daemon(configuration: Path, directory: Path, log_file: Path) -> Gene
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel, log_file.open("wb") as log:
         channel.bind(str(notices))
         process = start_leashed(
-            [sys.executable, "-m", "teengined.daemon.main", "--config", str(configuration), "--die-with-parent"],
+            [sys.executable, "-P", "-m", "teengined.daemon.main", "--config", str(configuration), "--die-with-parent"],
             stdout=log,
             stderr=log,
             environment=_environment(notices),

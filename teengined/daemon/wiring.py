@@ -163,7 +163,7 @@ def _service(
 
 
 def _with_command(settings: WorkerSettings) -> WorkerSettings:
-    return replace(settings, command=settings.command or (sys.executable, "-m", "teengined.engine.worker"))
+    return replace(settings, command=settings.command or (sys.executable, "-P", "-m", "teengined.engine.worker"))
 
 
 def _check_limits(settings: CheckSettings) -> CheckLimits:

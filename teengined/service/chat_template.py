@@ -27,7 +27,7 @@ from teengined.service.rendering.variables import template_variables
 
 __all__ = ["ChatTemplate"]
 
-_PROGRAM = (sys.executable, "-m", "teengined.service.rendering.process")
+_PROGRAM = (sys.executable, "-P", "-m", "teengined.service.rendering.process")
 # Nothing of the daemon's environment is the template's business but where Python finds itself.
 _INHERITED = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
 # Renderings of one template at once: an ordinary one takes milliseconds, and an endless one keeps a core for a second.

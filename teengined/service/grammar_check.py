@@ -143,7 +143,7 @@ class _CheckProcess:
     async def start(cls, limits: CheckLimits) -> "_CheckProcess":
         bounds = (limits.memory_bytes, limits.cpu_seconds, os.getpid())
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "teengined.service.grammar_process", *map(str, bounds)),
+            *(sys.executable, "-P", "-m", "teengined.service.grammar_process", *map(str, bounds)),
             stdin=PIPE,
             stdout=PIPE,
             stderr=DEVNULL,  # a panic of the library is told here, and a client could fill the log with them

@@ -96,7 +96,7 @@ class ProfileStore:
 
     async def _measure(self, on_progress: OnProgress) -> Profiles:
         self.measured_directory.mkdir(parents=True, exist_ok=True)
-        command = self.settings.measure_command or (sys.executable, "-m", "teengined.engine.measure")
+        command = self.settings.measure_command or (sys.executable, "-P", "-m", "teengined.engine.measure")
         logger.info("measuring %s", ", ".join(spec.id for spec in self.specs))
         process = await asyncio.create_subprocess_exec(
             *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=_MAX_LINE_BYTES, env=dict(self.environment)

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,27 @@ def _keywords(call: ast.Call) -> Iterator[str]:
         is_false = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
         if keyword.arg in ("shell", "trust_remote_code", "allow_pickle") and not is_false:
             yield f"{keyword.arg}={ast.unparse(keyword.value)}"
+
+
+def _unsafe_starts(tree: ast.Module) -> Iterator[int]:
+    """Yield where a Python is started that would import from the directory it happens to be started in."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Tuple | ast.List):
+            words = [ast.unparse(element) for element in node.elts]
+            yield from (node.lineno for pair in pairwise(words) if pair == ("sys.executable", "'-m'"))
+
+
+OURS = [path for path in code_files() if path.relative_to(ROOT).parts[0] in ("teengined", "drivers", "plugins")]
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_python_is_not_started_to_import_from_the_working_directory(path: Path) -> None:
+    assert list(_unsafe_starts(parse(path))) == []
+
+
+def test_a_start_that_imports_from_the_working_directory_is_found() -> None:
+    assert list(_unsafe_starts(ast.parse("run([sys.executable, '-m', 'json'])"))) == [1]
+    assert list(_unsafe_starts(ast.parse("run([sys.executable, '-P', '-m', 'json'])"))) == []
 
 
 @pytest.mark.parametrize("path", code_files(), ids=lambda path: str(path.relative_to(ROOT)))
