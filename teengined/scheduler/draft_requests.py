@@ -27,6 +27,8 @@ class _Asked:
     """Known when it was asked."""
     num_wanted: int
     since_seconds: float
+    is_first: bool
+    """Of its sequence: the draft model has yet to compute the prompt."""
 
 
 class DraftRequests:
@@ -38,6 +40,8 @@ class DraftRequests:
         self._context_tokens = 0
         self._asked: dict[int, _Asked] = {}
         self._seconds_each = 0.0
+        self._begun: set[int] = set()
+        """Running sequences that it was asked about before."""
         self._outgoing: list[DraftWanted] = []
 
     def handle(self, event: DraftModelOffered | GuessArrived, now_seconds: float) -> None:
@@ -63,6 +67,7 @@ class DraftRequests:
         """Ask where it is worth it; say whether the next run should wait for answers."""
         state = self._state
         self._asked = {key: asked for key, asked in self._asked.items() if asked.sequence.id in state.running}
+        self._begun &= state.running.keys()
         if self._asked or not self._context_tokens:
             return bool(self._asked)
         if state.in_flight or state.prompts or state.waiting or not state.decodes or not state.speculation.may_draft():
@@ -119,7 +124,9 @@ class DraftRequests:
         )
         if num_wanted < 1:
             return
-        self._asked[sequence.id] = _Asked(sequence, sequence.num_tokens, num_wanted, now_seconds)
+        is_first = sequence.id not in self._begun
+        self._begun.add(sequence.id)
+        self._asked[sequence.id] = _Asked(sequence, sequence.num_tokens, num_wanted, now_seconds, is_first)
         self._outgoing.append(
             DraftWanted(
                 sequence_id=sequence.id,
@@ -132,6 +139,8 @@ class DraftRequests:
         )
 
     def _learn(self, asked: _Asked, now_seconds: float) -> None:
+        if asked.is_first:
+            return
         seconds_each = max(0.0, now_seconds - asked.since_seconds) / asked.num_wanted
         before = self._seconds_each or seconds_each
         self._seconds_each = before + _NEWEST * (seconds_each - before)

@@ -98,7 +98,11 @@ class Speculation:
         if record.is_on:
             record.num_passed = 0
             return num_best
-        return min(_NUM_TRIED, self.max_drafted) if record.try_now(self._pause(num_decoding, bare_seconds)) else 0
+        return (
+            min(_NUM_TRIED, self.max_drafted)
+            if record.try_now(self._pause(num_decoding, bare_seconds, seconds_each))
+            else 0
+        )
 
     def is_on(self, request_class: str, source: str) -> bool:
         """Whether guesses of this class from this source make the deployment faster, as far as is known."""
@@ -131,12 +135,13 @@ class Speculation:
             for (request_class, source), record in sorted(self._records.items())
         )
 
-    def _pause(self, num_decoding: int, bare_seconds: float) -> float:
+    def _pause(self, num_decoding: int, bare_seconds: float, seconds_each: float) -> float:
         """Return after how many unused guesses the next may be tried, so that tries take little of the time."""
         seconds = self.times.seconds(num_decoding + _NUM_TRIED)
         num_lost_tokens = float(_NUM_TRIED)  # As if each row took as long as one that decodes.
         if seconds is not None:
             num_lost_tokens = (seconds - bare_seconds) / bare_seconds * num_decoding
+        num_lost_tokens += seconds_each * _NUM_TRIED / bare_seconds * num_decoding
         return min(_LONGEST_PAUSE, max(_FIRST_PAUSE, num_lost_tokens / _TRIED_SHARE))
 
     def _best(self, rate: float, num_decoding: int, bare_seconds: float, seconds_each: float) -> tuple[float, int]:

@@ -154,9 +154,13 @@ def test_sequence_that_is_preempted_meanwhile_goes_on():
     assert lengths(next_run(machine, 1.1)) == {1: 4}
 
 
-def test_time_that_the_model_takes_is_learned():
+def test_time_that_the_model_takes_is_learned_once_it_knows_the_prompt():
     machine, _, _ = asking(1)
+    machine.handle(arrived(1, 10, 11, 12, 13), 100.0)
+    machine.handle(answered(next_run(machine, 100.0), 5), 100.0)
+    assert machine.next_runs(100.0) == ()
+    assert machine._drafts._seconds_each == 0.0
 
-    machine.handle(arrived(1, 10, 11, 12, 13), 3.0)
+    machine.handle(arrived(1, 10, 11, 12, 13, num_tokens=5), 102.0)
 
     assert machine._drafts._seconds_each == 0.5
