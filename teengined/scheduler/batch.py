@@ -5,6 +5,7 @@ from teengined.scheduler.beginnings import choose_beginning, may_begin
 from teengined.scheduler.events import Run
 from teengined.scheduler.ordering import Ordering
 from teengined.scheduler.preemption import Preemption
+from teengined.scheduler.restoring import begin_fetch, brings_back, is_fetching, take_transfers
 from teengined.scheduler.sequence import Sequence
 from teengined.scheduler.state import Flight, State
 
@@ -25,6 +26,7 @@ class Composition:
         self._preemption = Preemption(state, ordering, now_seconds)
         self._num_tokens_left = state.limits.max_step_tokens
         self._num_rows_left = state.limits.max_logit_rows
+        self._num_restores_left = state.limits.spool.max_restored_blocks
         self._parts: list[SequencePart] = []
         self._opened: list[SequenceOpen] = []
         self._copies: list[BlockCopy] = []
@@ -43,8 +45,9 @@ class Composition:
         if not self._parts:  # The rows kept for prompts found no use: those have to wait for blocks.
             self._add_decodes(0)
             num_decoding = len(self._parts)
-        if not self._parts:
+        if not self._parts and not brings_back(self._state):
             return None
+        transfers = take_transfers(self._state, step)
         self._state.cache.settle()
         self._state.in_flight[step] = tuple(self._flights)
         num_prompt_tokens = sum(len(part.token_ids) for part in self._parts[num_decoding:])
@@ -57,6 +60,9 @@ class Composition:
             closed=closed,
             opened=tuple(self._opened),
             copies=tuple(self._copies),
+            spooled=transfers.spooled,
+            restored=transfers.restored,
+            moves=transfers.moves,
         )
 
     def _num_paced_tokens(self, num_decoding: int) -> int:
@@ -136,10 +142,14 @@ class Composition:
             return False
         if sequence.request.running and sequence.request.source() is None:
             return True  # Another choice computes the prompt; this one will begin with it.
+        if is_fetching(state, sequence, self._now_seconds):
+            return True
         beginning = choose_beginning(state, sequence)
         if beginning is None:
             state.may_start = False
             return False
+        if begin_fetch(state, sequence, beginning, self._now_seconds):
+            return True
         state.start(sequence, beginning, self._now_seconds)
         state.make_available(sequence)  # Where the head has no row left, it waits for its turn among those that run.
         self._add(sequence, num_most)
@@ -147,6 +157,8 @@ class Composition:
 
     def _add(self, sequence: Sequence, num_most: int) -> None:
         """Add the next tokens of an available sequence, as many as bounds and blocks allow."""
+        if sequence.table.pending and not self._restore(sequence):
+            return
         state, start, table = self._state, sequence.num_computed, sequence.table
         num_tokens = sequence.largest_part(start, num_most, self._num_rows_left)
         if num_tokens == 0:
@@ -158,6 +170,16 @@ class Composition:
             if num_tokens <= 0:
                 return
         self._append(sequence, start, start + num_tokens)
+
+    def _restore(self, sequence: Sequence) -> bool:
+        """Bring blocks of a running sequence back, as many as one step may; say whether it has them all."""
+        state = self._state
+        if not state.cache.pool.num_available:
+            self._preemption.make_room(sequence, 1)
+        num_blocks, num_tokens = state.cache.tiers.restore(sequence.table, self._num_restores_left)
+        self._num_restores_left -= num_blocks
+        state.restored(sequence, num_tokens)
+        return not sequence.table.pending
 
     def _append(self, sequence: Sequence, start: int, stop: int) -> None:
         state, table = self._state, sequence.table

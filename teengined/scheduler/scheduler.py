@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Literal, assert_never
 
 from teengined.core.errors import DeadlineExceeded, TeengineError, UnknownRequest
+from teengined.core.plan import Tier
 from teengined.core.request import FinishReason, Goal
 from teengined.interfaces.policy import SchedulingPolicy
 from teengined.kvcache.block_table import BlockTable
@@ -27,6 +28,7 @@ from teengined.scheduler.events import (
     PipelineLost,
     PipelineReady,
     Run,
+    SpoolReported,
     StepCompleted,
     StepFailed,
     Stopped,
@@ -35,7 +37,8 @@ from teengined.scheduler.events import (
 )
 from teengined.scheduler.limits import SchedulerLimits
 from teengined.scheduler.ordering import Ordering
-from teengined.scheduler.sequence import Request, Sequence
+from teengined.scheduler.restoring import settle_moves
+from teengined.scheduler.sequence import Request, Sequence, num_promised_blocks
 from teengined.scheduler.state import State
 
 __all__ = ["Scheduler", "SchedulerLimits"]
@@ -132,8 +135,12 @@ class Scheduler:
                 return self._complete(event)
             case StepFailed():
                 self._state.loads.pop(event.step, None)
+                self._state.copies.pop(event.step, None)
                 flights = self._state.in_flight.pop(event.step, ())
                 return self._end(self._live(flight.sequence.id for flight in flights), error=event.error)
+            case SpoolReported():
+                settle_moves(self._state, event, now_seconds)
+                return ()
             case PipelineLost():
                 return self._lose(event)
             case PipelineReady():
@@ -179,6 +186,7 @@ class Scheduler:
             sequence = Sequence(id=sequence_id, choice=choice, request=request, table=table)
             self._state.owners.enter(event.owner)
             self._state.sequences[sequence_id] = sequence
+            self._state.num_promised_blocks += num_promised_blocks(event, self.limits.block_tokens)
             self._state.enqueue(sequence, num_queued_tokens(event, choice), now_seconds)
         return ()
 
@@ -195,6 +203,8 @@ class Scheduler:
         flights = self._state.in_flight.pop(event.step, ())  # None for an answer of stages that were lost since.
         num_decoding, num_prompt_tokens = self._state.loads.pop(event.step, (0, 0))
         self._state.pacer.learn(num_decoding, num_prompt_tokens, event.seconds)
+        self._state.costs.learn_step(num_decoding + num_prompt_tokens, event.seconds)
+        self._state.costs.learn_blocks(Tier.HOST, self._state.copies.pop(event.step, 0), event.copy_seconds)
         completion = Completion(self._state, event)
         instructions: list[Instruction] = []
         for flight in flights:
@@ -209,6 +219,7 @@ class Scheduler:
         return ends
 
     def _expire(self, now_seconds: float) -> tuple[Instruction, ...]:
+        self._state.spool.may_write = now_seconds >= self._state.write_again_seconds
         live = self._state.sequences.values()
         late = [item for item in live if now_seconds >= item.request.submitted.deadline_seconds]
         message = "the request did not finish within its time"
