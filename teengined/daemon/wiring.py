@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import zmq.asyncio
 
@@ -28,6 +29,7 @@ from teengined.service.planning import Planner
 from teengined.service.profiles import ProfileStore
 from teengined.service.server import Server
 from teengined.service.settings import CheckSettings, WorkerSettings
+from teengined.service.spool import SpoolDirectory
 from teengined.service.workers import WorkerPool
 
 __all__ = ["Daemon", "Inventory", "take_inventory", "wire"]
@@ -68,6 +70,7 @@ class Daemon:
         self._socket.close()
         self._zmq.term()
         shutil.rmtree(self.context.runtime_dir / "stages", ignore_errors=True)
+        self.context.deployments.spool.clear()
         self._runtime.close()
 
 
@@ -126,7 +129,10 @@ def _service(
         environment={**os.environ, "TEENGINE_WORKER_PARENT": str(os.getpid())},
     )
     planner = Planner(config=config, registry=inventory.registry, store=store, profiles=profiles, specs=inventory.specs)
-    deployments = DeploymentSet(config=config, planner=planner, pool=pool, runtime_dir=directories.runtime)
+    spool_root = Path(config.kv.spool_dir).absolute() if config.kv.spool_dir else directories.state / "spool"
+    spool = SpoolDirectory(root=spool_root, runtime_dir=directories.runtime)
+    spool.clear()
+    deployments = DeploymentSet(config=config, planner=planner, pool=pool, runtime_dir=directories.runtime, spool=spool)
     return ServiceContext(
         loaded=inventory.loaded,
         runtime_dir=directories.runtime,

@@ -11,6 +11,7 @@ import torch
 
 from teengined.core.errors import InternalError, PackageError
 from teengined.interfaces.driver import Device
+from teengined.models.kv_rows import BlockRows
 
 __all__ = ["KVPool", "LayerBlocks", "PoolShape", "layer_bytes"]
 
@@ -103,6 +104,7 @@ class KVPool:
             # A block's unwritten tokens are multiplied by a weight of 0, which leaves NaN what it is.
             self._buffer.zero_()
         self._layers: dict[int, LayerBlocks] = {}
+        self._rows = BlockRows({layer: layer_bytes(shape, layer) // shape.num_blocks for layer in self._starts})
 
     @property
     def torch_device(self) -> torch.device:
@@ -150,6 +152,26 @@ class KVPool:
             for layer in self._layers.values():
                 for tensor in layer.tensors():
                     tensor.index_copy_(0, target, tensor.index_select(0, source))
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block in all layers together."""
+        return self._rows.row_bytes
+
+    @torch.inference_mode()
+    def save(self, blocks: Sequence[int], rows_SB: torch.Tensor, slots: Sequence[int]) -> None:
+        """Copy blocks of every layer into rows of host memory, of `block_bytes` bytes or more."""
+        with torch.inference_mode():  # as the views were made
+            self._rows.save(self._tensors(), blocks, rows_SB, slots)
+
+    @torch.inference_mode()
+    def load(self, blocks: Sequence[int], rows_SB: torch.Tensor, slots: Sequence[int]) -> None:
+        """Copy rows that `save` filled into blocks of every layer."""
+        with torch.inference_mode():  # as the views were made
+            self._rows.load(self._tensors(), blocks, rows_SB, slots)
+
+    def _tensors(self) -> dict[int, list[torch.Tensor]]:
+        return {layer: self._layers[layer].tensors() for layer in self._starts if layer in self._layers}
 
     def close(self) -> None:
         """Give the memory back. Safe to call twice."""

@@ -17,6 +17,7 @@ from teengined.core.plan import Tier
 from teengined.core.request import FinishReason, Goal
 from teengined.interfaces.policy import SchedulingPolicy
 from teengined.kvcache.block_table import BlockTable
+from teengined.protocol.loading_messages import KvTiers
 from teengined.scheduler.admission import check_admission, check_room, num_queued_tokens
 from teengined.scheduler.batch import Composition
 from teengined.scheduler.completion import Completion, end_sequence
@@ -89,6 +90,28 @@ class Scheduler:
     def num_preempted(self) -> int:
         """How often a sequence had to give up its blocks, since the beginning."""
         return self._state.num_preempted
+
+    @property
+    def tiers(self) -> KvTiers:
+        """What lies below the device, and what became of it."""
+        state, spool = self._state, self._state.spool
+        speeds = state.costs.speeds
+        return KvTiers(
+            num_host_slots=spool.num_host_slots,
+            num_host_blocks=spool.num_host,
+            num_disk_slots=spool.num_disk_slots,
+            num_disk_blocks=spool.num_disk,
+            num_spooled=state.cache.tiers.num_stored,
+            num_restored=state.cache.tiers.num_restored,
+            num_fetched=spool.num_fetched,
+            num_dropped=spool.num_lost,
+            num_failed=spool.num_failed,
+            num_recomputed_tokens=state.num_recomputed_tokens,
+            num_promised_blocks=state.num_promised_blocks,
+            compute_block_seconds=speeds.token_seconds * self.limits.block_tokens,
+            host_block_seconds=speeds.host_block_seconds,
+            disk_block_seconds=speeds.disk_block_seconds,
+        )
 
     def state_of(self, sequence_id: int) -> Literal["queued", "prefill", "decode"]:
         """Return where a sequence stands.

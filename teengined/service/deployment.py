@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from teengined.core.errors import (
 )
 from teengined.core.model import ModelManifest
 from teengined.protocol.messages import Deployment, RequestItem
-from teengined.protocol.worker_messages import StepDone, WorkerError
+from teengined.protocol.worker_messages import SpoolReport, StepDone, WorkerError
 from teengined.scheduler.events import PipelineLost, PipelineReady, StepFailed
 from teengined.scheduler.scheduler import Scheduler
 from teengined.service.admission import ModelLimits
@@ -122,6 +122,7 @@ class LoadedModel:
         await self.abandon(WorkerLost(f"{self.name} was unloaded", hint=f"`teengine load {self.name}` loads it again"))
         await self.stages.close(self.worker_settings.stop_timeout)
         self.pool.unsubscribe(self.id)
+        await asyncio.to_thread(self.stages.remove_spool)
         await asyncio.to_thread(self.text.close)
 
     async def abandon(self, error: TeengineError) -> None:
@@ -221,12 +222,16 @@ class LoadedModel:
             num_preempted=scheduler.num_preempted,
             total_tokens_per_second=meter.tokens_per_second(time.monotonic()),
             stage_bubbles=meter.bubbles,
+            kv_tiers=replace(scheduler.tiers, problem=self._pipeline.spool_reports.problem),
         )
 
     def on_message(self, device_id: str, message: Any) -> None:
         """Take what a worker says about this deployment."""
         if isinstance(message, StepDone):
             self._pipeline.on_step_done(device_id, message)
+        elif isinstance(message, SpoolReport):
+            if (reported := self._pipeline.spool_reports.take(message)) is not None:
+                self._feed.advance(reported)
         elif isinstance(message, WorkerError):
             self._on_worker_error(device_id, message)
         else:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,8 +15,8 @@ from teengined.core.errors import CapacityError, Conflict, Draining, UnknownMode
 from teengined.core.model import ModelManifest
 from teengined.core.plan import Plan, Tier
 from teengined.modelpack.verify import check_companions
-from teengined.placement.inputs import PlanningInput
 from teengined.protocol.messages import Deployment, Loaded, LoadModel, LoadProgress
+from teengined.scheduler.limits import SpoolLimits
 from teengined.scheduler.scheduler import Scheduler, SchedulerLimits
 from teengined.service.admission import ModelLimits
 from teengined.service.deployment import LoadedModel
@@ -26,6 +27,7 @@ from teengined.service.rendering.exchange import RenderBounds
 from teengined.service.segments import parser_for
 from teengined.service.settings import Config
 from teengined.service.speed import SpeedMeter
+from teengined.service.spool import SpoolDirectory, spool_limits
 from teengined.service.stages import StageOptions, StageSet
 from teengined.service.text import TextCodec
 from teengined.service.workers import WorkerPool
@@ -47,6 +49,7 @@ class DeploymentSet:
     planner: Planner
     pool: WorkerPool
     runtime_dir: Path
+    spool: SpoolDirectory
     draining: bool = False
     _models: dict[str, LoadedModel] = field(default_factory=dict[str, LoadedModel])
     _planning: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -191,8 +194,12 @@ class DeploymentSet:
         text = await asyncio.to_thread(TextCodec, package_dir, _render_bounds(config))
         self._num_loads += 1
         deployment_id = f"d{self._num_loads}"
+        spool = spool_limits(config.kv, planned, available_memory_bytes())
         options = StageOptions(
             package_dir=package_dir,
+            num_host_slots=spool.num_host_slots,
+            num_disk_slots=spool.num_disk_slots,
+            spool_dir=self.spool.make(deployment_id) if spool.num_disk_slots else None,
             address_dir=self.runtime_dir / "stages" / deployment_id,
             verify=request.verify,
             direct_io=self._wants_direct_io(planned.manifest, plan),
@@ -215,7 +222,7 @@ class DeploymentSet:
             prompts=PromptReader(text, plan.context_tokens, lambda: datetime.now().astimezone()),
             parser=parser_for(text.template_source, text.special_tokens, planned.manifest.architecture),
             request_limits=_request_limits(config, name, planned),
-            scheduler=Scheduler(policy, _scheduler_limits(config, plan, planned.planning), ready=False),
+            scheduler=Scheduler(policy, _scheduler_limits(config, planned, spool), ready=False),
             speed=SpeedMeter(plan, planned.profiles.host.disk_read_bytes_per_second),
             pool=self.pool,
             limits=config.limits,
@@ -233,7 +240,8 @@ class DeploymentSet:
         return streamed > available_memory_bytes()
 
 
-def _scheduler_limits(config: Config, plan: Plan, planning: PlanningInput) -> SchedulerLimits:
+def _scheduler_limits(config: Config, planned: Planned, spool: SpoolLimits) -> SchedulerLimits:
+    plan, planning = planned.plan, planned.planning
     # A stage that streams reads its weights once for each step: steps side by side would read them once for each.
     streams = any(stage.streamed_bytes for stage in plan.stages)
     return SchedulerLimits(
@@ -249,6 +257,8 @@ def _scheduler_limits(config: Config, plan: Plan, planning: PlanningInput) -> Sc
         num_microbatches=1 if streams else len(plan.stages),
         prefix_cache=config.batching.prefix_cache,
         prompt_stretch=config.batching.prompt_stretch,
+        max_promised_blocks=math.ceil(config.limits.max_promised_kv * planning.num_blocks),
+        spool=spool,
     )
 
 
