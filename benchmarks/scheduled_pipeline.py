@@ -9,7 +9,10 @@ from teengined.core.sampling import SamplingParams
 from teengined.protocol.worker_messages import SampledToken
 from teengined.scheduler.events import Emit, End, Event, Run, StepCompleted, Submitted
 from teengined.scheduler.limits import SchedulerLimits
+from teengined.scheduler.restore_costs import RestoreCosts
+from teengined.scheduler.restoring import take_transfers
 from teengined.scheduler.scheduler import Scheduler
+from teengined.scheduler.state import State
 from teengined.service.spool_reports import SpoolReports
 from teengined_plugins.policies.fifo import FifoScheduling
 
@@ -103,6 +106,51 @@ class ScheduledPipeline:
         """Go on until a sequence has emitted so many tokens."""
         while len(self.told[sequence_id].tokens) < num_tokens and self.advance():
             pass
+
+    def use_costs(self, costs: RestoreCosts) -> None:
+        """Let the scheduler learn into these, and choose by them."""
+        state = self._state
+        state.costs = costs
+        state.cache.tiers.is_worthwhile = costs.is_worthwhile
+
+    def take_blocks(self, sequence_id: int, *, to_disk: bool = False) -> None:
+        """Preempt a sequence and let others have had every block since; `to_disk`: and every slot of host memory."""
+        state = self._state
+        state.spool.write_early = to_disk
+        state.preempt(state.sequences[sequence_id], time.monotonic())
+        held = dict(state.waiting)
+        state.waiting.clear()
+        pool = state.cache.pool
+        for block_id in [pool.allocate() for _ in range(pool.num_available)]:
+            pool.release(block_id)
+        if to_disk:
+            self._spool_everything()
+        state.waiting.update(held)
+
+    def _spool_everything(self) -> None:
+        """Have what is in host memory written, and given up there."""
+        state = self._state
+        transfers = take_transfers(state, -1)
+        step = self._pipeline.send((), spooled=transfers.spooled, moves=transfers.moves)
+        self._reports.expect(transfers.moves)
+        self._num_moves += len(transfers.moves)
+        self._pipeline.receive(step)
+        while self._num_moves:
+            self._pipeline.wait_for_spool()
+            self._take_reports()
+            moves = take_transfers(state, -1).moves
+            if moves:
+                self._reports.expect(moves)
+                self._num_moves += len(moves)
+                self._pipeline.receive(self._pipeline.send((), moves=moves))
+        state.copies.pop(-1, None)
+        for stored in [state.spool.store() for _ in range(state.spool.num_host_slots)]:
+            if stored is not None:
+                state.spool.drop(stored)
+
+    @property
+    def _state(self) -> State:
+        return self.scheduler._state  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - what no event brings about
 
     def _send(self, run: Run) -> None:
         self._reports.expect(run.moves)

@@ -166,9 +166,10 @@ class Spool:
         self._order(stored, to_disk=False)
         return True
 
-    def take_moves(self) -> tuple[SlotMove, ...]:
-        """Return the moves that the next run tells; writes begin here where too few host slots could be had."""
-        self._begin_writes()
+    def take_moves(self, *, writes: bool = True) -> tuple[SlotMove, ...]:
+        """Return the moves that the next run tells; `writes` begin here where too few host slots could be had."""
+        if writes:
+            self._begin_writes()
         moves = tuple(self._ordered)
         self._ordered.clear()
         return moves

@@ -74,7 +74,7 @@ def take_transfers(state: State, step: int) -> Transfers:
         restored=tuple(map(_copy, restores)),
         moves=tuple(
             SlotMove(host=move.host, disk=move.disk, to_disk=move.to_disk, digests=move.digests)
-            for move in state.spool.take_moves()
+            for move in state.spool.take_moves(writes=state.costs.is_worthwhile(Tier.DISK))
         ),
     )
 

@@ -7,6 +7,7 @@ from teengined.cli.main import main
 from teengined.core.device import DeviceSpec
 from teengined.core.plan import Objective, Plan, Stage, StageCost, Tier, UnitPlacement
 from teengined.protocol import messages as wire
+from teengined.protocol.loading_messages import KvTiers
 
 STAGE = Stage(
     index=0,
@@ -63,6 +64,7 @@ DEPLOYMENT = wire.Deployment(
     num_queued_tokens=77,
     total_tokens_per_second=120.0,
     stage_bubbles=(0.05, 0.31),
+    kv_tiers=KvTiers(num_host_slots=50, num_host_blocks=20, num_disk_slots=100, num_disk_blocks=3),
 )
 SUMMARY = wire.ModelSummary(
     name="tiny",
@@ -135,17 +137,26 @@ def test_ps_shows_where_the_bytes_are_and_the_share_of_the_bound(daemon, capsys)
 
     assert "cpu 60% disk 40%" in out
     header, row = out.splitlines()
-    assert header.endswith("CONTEXT  RUN  WAIT       KV  ALL TOK/S  TOK/S  BOUND  SHARE  BUBBLES  STATE")
-    assert row.endswith("2048    1     2  25%+50%      120.0   40.0   50.0    80%  5% 31%   ready")
+    assert header.endswith(
+        "CONTEXT  RUN  WAIT       KV  SPOOL             ALL TOK/S  TOK/S  BOUND  SHARE  BUBBLES  STATE"
+    )
+    assert row.endswith("2048    1     2  25%+50%  host 40% disk 3%      120.0   40.0   50.0    80%  5% 31%   ready")
 
 
 def test_ps_leaves_out_what_was_not_measured(daemon, capsys):
-    quiet = replace(DEPLOYMENT, num_blocks=0, tokens_per_second=0.0, total_tokens_per_second=0.0, stage_bubbles=())
+    quiet = replace(
+        DEPLOYMENT,
+        num_blocks=0,
+        tokens_per_second=0.0,
+        total_tokens_per_second=0.0,
+        stage_bubbles=(),
+        kv_tiers=KvTiers(),
+    )
     daemon.answer(wire.ListDeployments, wire.DeploymentList(deployments=(quiet,)))
 
     _, out, _ = run(daemon, capsys, "ps")
 
-    assert out.splitlines()[1].split()[-9:] == ["1", "2", "-", "-", "-", "50.0", "-", "-", "ready"]
+    assert out.splitlines()[1].split()[-10:] == ["1", "2", "-", "-", "-", "-", "50.0", "-", "-", "ready"]
 
 
 def test_ps_as_json_is_the_record(daemon, capsys):
