@@ -52,9 +52,9 @@ class ScheduledPipeline:
         """What the last failed move told."""
         return self._reports.problem
 
-    def submit(self, prompt: tuple[int, ...], sampling: SamplingParams, priority: int = 0) -> int:
-        """Queue a sequence and return its id; end tokens are not heeded."""
-        sequence_id = len(self.told)
+    def submit(self, prompt: tuple[int, ...], sampling: SamplingParams, *, first_id: int = 0) -> int:
+        """Queue a sequence and return its id, `first_id` or above; end tokens are not heeded."""
+        sequence_id = first_id + len(self.told)
         self.told[sequence_id] = Told()
         self.handle(
             Submitted(
@@ -64,7 +64,6 @@ class ScheduledPipeline:
                 sampling=sampling,
                 eos_token_ids=frozenset(),
                 deadline_seconds=_FOREVER_SECONDS,
-                priority=priority,
             )
         )
         return sequence_id

@@ -84,10 +84,10 @@ class KVCache:
         self.tiers.evict(block_id)
 
     def reset(self) -> None:
-        """Make every block free and forget all content. Tables that are still about must not be used again."""
-        self._index.clear()
+        """Make every block free and forget all content but what is on disk. No table may be used again."""
         self.pool.reset()
         self.tiers.reset()
+        self._index.leave_all()
         self._copied.clear()
 
     def match(self, table: BlockTable, read: ReadTokens, salt: bytes, max_tokens: int) -> Prefix:

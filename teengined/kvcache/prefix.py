@@ -115,8 +115,7 @@ class PrefixIndex:
         if node.block_id is not None:
             del self._by_block[node.block_id]
 
-    def clear(self) -> None:
-        """Forget all blocks; serial numbers go on."""
-        self._by_digest.clear()
-        self._by_block.clear()
-        self._by_serial.clear()
+    def leave_all(self) -> None:
+        """Note that no block holds anything any more; serial numbers go on."""
+        for block_id in tuple(self._by_block):
+            self.leave(block_id)

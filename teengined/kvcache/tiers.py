@@ -51,7 +51,7 @@ class Tiers:
         self.spool.on_lost = self._on_lost
 
     def reset(self) -> None:
-        """The stages are gone, and every sequence with them: keep what is on disk of the nodes that hang together."""
+        """The stages are gone, and every sequence with them: keep what is on disk."""
         self.settle()
         self._stores.clear()
         self._restores.clear()

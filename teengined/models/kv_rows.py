@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-__all__ = ["BlockRows"]
+__all__ = ["BlockRows", "LateRows"]
 
 Tensors = Mapping[int, Sequence[torch.Tensor]]
 """By layer: its tensors, blocks first on every axis, contiguous."""
@@ -57,3 +57,51 @@ class BlockRows:
         rows = rows_SW.view(like.dtype)
         first = start // like.itemsize
         return rows[:, first : first + like.shape[1]]
+
+
+class LateRows:
+    """Rows that came before their layers' tensors were cut, as after a restart; each layer takes its part then."""
+
+    def __init__(self, rows: BlockRows) -> None:
+        """Hold none."""
+        self._rows = rows
+        self._by_block: dict[int, torch.Tensor] = {}
+        self._ends: dict[int, int] = {}
+
+    def add(self, blocks: Sequence[int], rows_SW: torch.Tensor, slots: Sequence[int]) -> None:
+        """Keep a copy of rows, for blocks."""
+        for block, slot in zip(blocks, slots, strict=True):
+            self._by_block[block] = rows_SW[slot].clone()
+            self._ends.pop(block, None)
+
+    def forget(self, blocks: Sequence[int]) -> None:
+        """Blocks hold nothing any more."""
+        for block in blocks:
+            self._by_block.pop(block, None)
+            self._ends.pop(block, None)
+
+    def end(self, ends: Mapping[int, int]) -> None:
+        """Blocks hold nothing from a token on."""
+        self._ends.update({block: end for block, end in ends.items() if block in self._by_block})
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Let blocks hold what others do."""
+        copied = {target: source for source, target in zip(sources, targets, strict=True)}
+        rows = {target: self._by_block[source] for target, source in copied.items() if source in self._by_block}
+        self.forget(targets)
+        self._by_block.update(rows)
+
+    def give(self, layer: int, tensors: Sequence[torch.Tensor]) -> None:
+        """Copy a layer's part to where it belongs."""
+        if not self._by_block:
+            return
+        blocks = list(self._by_block)
+        self._rows.load({layer: tensors}, blocks, torch.stack(list(self._by_block.values())), range(len(blocks)))
+        for tensor in tensors:
+            for block, end in self._ends.items():
+                tensor[block, :, end:] = 0
+
+    def clear(self) -> None:
+        """Every layer has its part."""
+        self._by_block.clear()
+        self._ends.clear()

@@ -5,7 +5,7 @@ from teengined.scheduler.beginnings import choose_beginning, may_begin
 from teengined.scheduler.events import Run
 from teengined.scheduler.ordering import Ordering
 from teengined.scheduler.preemption import Preemption
-from teengined.scheduler.restoring import begin_fetch, brings_back, is_fetching, take_transfers
+from teengined.scheduler.restoring import begin_fetch, brings_back, checkpoint, is_fetching, take_transfers
 from teengined.scheduler.sequence import Sequence
 from teengined.scheduler.state import Flight, State
 
@@ -47,6 +47,7 @@ class Composition:
             num_decoding = len(self._parts)
         if not self._parts and not brings_back(self._state):
             return None
+        checkpoint(self._state, (flight.sequence for flight in self._flights), self._num_restores_left)
         transfers = take_transfers(self._state, step)
         self._state.cache.settle()
         self._state.in_flight[step] = tuple(self._flights)

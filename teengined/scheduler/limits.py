@@ -18,6 +18,8 @@ class SpoolLimits:
     """And on disk, by way of host memory."""
     max_restored_blocks: int = 64
     """Copied back in one step: how much longer the step may take for it."""
+    checkpoint_tokens: int = 0
+    """A running sequence's full blocks are copied below every so many tokens; 0: only what must leave the device."""
     speeds: Speeds = field(default_factory=Speeds)
     """As predicted."""
 

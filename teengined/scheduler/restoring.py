@@ -1,5 +1,6 @@
 """Bringing back what lies below the device: fetches that a waiting sequence waits for, and what a run tells of it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from teengined.core.plan import Tier
@@ -11,7 +12,7 @@ from teengined.scheduler.events import SpoolReported
 from teengined.scheduler.sequence import Fetch, Sequence
 from teengined.scheduler.state import State
 
-__all__ = ["Transfers", "begin_fetch", "brings_back", "is_fetching", "settle_moves", "take_transfers"]
+__all__ = ["Transfers", "begin_fetch", "brings_back", "checkpoint", "is_fetching", "settle_moves", "take_transfers"]
 
 # A disk that is full or broken is left alone for so long: long enough to cost nothing, short enough to come back.
 _WRITE_PAUSE_SECONDS = 10.0
@@ -58,6 +59,21 @@ def is_fetching(state: State, sequence: Sequence, now_seconds: float) -> bool:
         return True
     state.end_fetch(sequence)
     return False
+
+
+def checkpoint(state: State, sequences: Iterable[Sequence], max_blocks: int) -> None:
+    """Copy the known blocks of sequences that have come far enough since the last time, so many blocks at most.
+
+    They are written to disk as soon as can be, and outlive the stages there.
+    """
+    interval = state.limits.spool.checkpoint_tokens
+    for sequence in sequences if interval else ():
+        if sequence.num_computed - sequence.num_checkpointed < interval:
+            continue
+        max_blocks -= state.cache.tiers.checkpoint(sequence.table, max_blocks)
+        if max_blocks <= 0:
+            return  # The rest is for the next step.
+        sequence.num_checkpointed = sequence.num_computed
 
 
 def brings_back(state: State) -> bool:

@@ -103,6 +103,8 @@ class Sequence:
     """Tokens that its owner was charged for, or that cost nothing. What a preemption repeats is not charged again."""
     num_queued: int = 0
     """Tokens that it adds to those that wait, while it does."""
+    num_checkpointed: int = 0
+    """Tokens when its blocks were last copied below the device."""
     fetch: Fetch | None = None
     """What it waits for on its way from disk, or waited for, since it last ran."""
     _view: SequenceView | None = None

@@ -39,7 +39,11 @@ class State:
         self.costs = RestoreCosts(
             expected=limits.spool.speeds, block_tokens=limits.block_tokens, max_step_tokens=limits.max_step_tokens
         )
-        self.spool = Spool(num_host_slots=limits.spool.num_host_slots, num_disk_slots=limits.spool.num_disk_slots)
+        self.spool = Spool(
+            num_host_slots=limits.spool.num_host_slots,
+            num_disk_slots=limits.spool.num_disk_slots,
+            write_early=limits.spool.checkpoint_tokens > 0,
+        )
         self.cache = KVCache(limits.num_blocks, limits.block_tokens, prefix_cache=limits.prefix_cache, spool=self.spool)
         self.cache.tiers.is_worthwhile = self.costs.is_worthwhile
         self.owners = Owners(limits.max_idle_owners)

@@ -237,6 +237,12 @@ class KvSettings:
         minimum=0,
     )
     spool_dir: str = setting("", "path", "A fast local disk; empty: `spool` in the state directory.")
+    checkpoint_tokens: int = setting(
+        0,
+        "tokens",
+        "Every so many, a running answer's KV is copied to the spool, and outlives its worker on disk. 0: never.",
+        minimum=0,
+    )
     max_restore: int = setting(
         64 * MIB, "bytes", "Copied back in one step: some 20 ms in which others wait for their tokens.", minimum=1
     )

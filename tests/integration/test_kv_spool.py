@@ -2,7 +2,7 @@
 
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from benchmarks.scheduled_pipeline import ScheduledPipeline, Told
+from teengined.core.errors import WorkerLost
 from teengined.core.sampling import SamplingParams
+from teengined.protocol.loading_messages import KvTiers
+from teengined.scheduler.events import PipelineLost, PipelineReady
 from teengined.scheduler.limits import SchedulerLimits, SpoolLimits
 from tests.fakes.local_stages import build_package, open_pipeline
 
@@ -23,7 +26,7 @@ NUM_BLOCKS = 14
 @contextmanager
 def scheduled(
     package_dir: Path, spool: SpoolLimits, *, spool_dir: Path | None = None, num_stages: int = 1, **options
-) -> Iterator[ScheduledPipeline]:
+) -> Generator[ScheduledPipeline]:
     limits = SchedulerLimits(
         max_running=4,
         max_waiting=8,
@@ -47,6 +50,31 @@ def scheduled(
         **options,
     ) as pipeline:
         yield ScheduledPipeline(pipeline, limits, num_stages, measures=False)
+
+
+class Restarted:
+    """A scheduler whose stages are lost and opened again; its spool files outlive them."""
+
+    def __init__(self, package_dir: Path, spool_dir: Path) -> None:
+        spool = SpoolLimits(num_host_slots=8, num_disk_slots=60, checkpoint_tokens=16)
+        self.first = scheduled(package_dir, spool, numerics="strict", spool_dir=spool_dir)
+        self.second = scheduled(package_dir, spool, numerics="strict", spool_dir=spool_dir)
+
+    def tokens(self, *, emitted_before: int) -> tuple[list[int], KvTiers, int]:
+        """Return the answer to a request that is sent again after the stages were lost in its midst."""
+        with self.first as before:
+            lost = before.submit(PROMPT, SAMPLING)
+            before.run_until_emitted(lost, emitted_before)
+            before.finish_moves()
+            before.handle(PipelineLost(error=WorkerLost("killed")))
+        with self.second as after:
+            after.scheduler = before.scheduler
+            after.handle(PipelineReady())
+            sequence_id = after.submit(PROMPT, SAMPLING, first_id=100)
+            tokens = after.finish(sequence_id)
+            end = after.told[sequence_id].end
+            assert end is not None
+            return tokens, after.scheduler.tiers, end.cached_tokens
 
 
 def told_of(pipeline: ScheduledPipeline, *, preempt_after: int | None = None) -> Told:
@@ -171,6 +199,17 @@ def test_full_disk_costs_what_does_not_fit_and_nothing_else(llama: Path, tmp_pat
     assert tiers.num_failed > 0
     assert "writing to the spool failed" in problem
     assert tiers.num_dropped > 0
+
+
+def test_checkpoint_outlives_the_stages_that_wrote_it(llama: Path, tmp_path: Path) -> None:
+    with scheduled(llama, SpoolLimits(), numerics="strict") as pipeline:
+        undisturbed = told_of(pipeline)
+
+    tokens, tiers, cached_tokens = Restarted(llama, tmp_path).tokens(emitted_before=8)
+
+    assert tokens == [token.token_id for token in undisturbed.tokens]
+    assert cached_tokens == 32
+    assert (tiers.num_fetched, tiers.num_failed) == (2, 0)
 
 
 def test_stage_without_a_directory_for_its_file_runs_without_it(llama: Path, tmp_path: Path) -> None:

@@ -96,11 +96,15 @@ def test_node_that_leaves_its_block_is_known_as_long_as_it_is_stored():
     assert index.of(node.serial) is None
 
 
-def test_cleared_index_knows_nothing_and_gives_no_serial_again():
+def test_index_without_blocks_knows_only_what_is_stored_and_gives_no_serial_again():
     index = PrefixIndex()
     old, _ = index.insert(SALT, b"digest", (1,), 7)
 
-    index.clear()
+    kept, _ = index.insert(SALT, b"other", (2,), 8)
+    kept.stored = Stored(disk=0)
+
+    index.leave_all()
 
     assert index.find(SALT, b"digest", (1,)) is None
+    assert index.find(SALT, b"other", (2,)) is kept
     assert index.insert(SALT, b"digest", (1,), 7)[0].serial != old.serial

@@ -94,6 +94,7 @@ class Story:
                 num_host_slots=rng.choice([0, 0, 1, 3, 8, 40]),
                 num_disk_slots=rng.choice([0, 0, 2, 6, 40]),
                 max_restored_blocks=rng.choice([1, 2, 64]),
+                checkpoint_tokens=rng.choice([0, 0, 3]),
                 speeds=rng.choice([Speeds(), Speeds(token_seconds=5.0), Speeds(host_block_seconds=1.0)]),
             ),
         )
