@@ -106,6 +106,12 @@ class RestoreCosts:
     def _compute_seconds(self, speeds: Speeds, num_tokens: int) -> float:
         return math.ceil(num_tokens / self.max_step_tokens) * speeds.step_seconds + num_tokens * speeds.token_seconds
 
+    @property
+    def compute_block_seconds(self) -> float:
+        """What a block's tokens cost in a step that is full."""
+        speeds = self.speeds
+        return self.block_tokens * (speeds.token_seconds + speeds.step_seconds / self.max_step_tokens)
+
     def is_worthwhile(self, tier: Tier) -> bool:
         """Whether a block should go to a tier: coming back, and for the host going there, takes less than computing.
 
@@ -113,8 +119,7 @@ class RestoreCosts:
         """
         speeds = self.speeds
         there = speeds.host_block_seconds if tier is Tier.HOST else 0.0
-        each = speeds.token_seconds + speeds.step_seconds / self.max_step_tokens
-        return there + speeds.block_seconds(tier) < self.block_tokens * each
+        return there + speeds.block_seconds(tier) < self.compute_block_seconds
 
     def num_restored(self, tiers: Sequence[Tier], num_left: int, num_after: int) -> int:
         """Return how many blocks to restore, the first of those that lie on `tiers`, before the rest is computed.

@@ -108,7 +108,7 @@ class Scheduler:
             num_failed=spool.num_failed,
             num_recomputed_tokens=state.num_recomputed_tokens,
             num_promised_blocks=state.num_promised_blocks,
-            compute_block_seconds=speeds.token_seconds * self.limits.block_tokens,
+            compute_block_seconds=state.costs.compute_block_seconds,
             host_block_seconds=speeds.host_block_seconds,
             disk_block_seconds=speeds.disk_block_seconds,
         )

@@ -1,5 +1,7 @@
 """Blocks that a sequence lost, on their way back to it."""
 
+from typing import Any
+
 from teengined.protocol.worker_messages import SlotMove
 from teengined.scheduler.events import Cancelled, Run, SpoolReported, Tick
 from teengined.scheduler.limits import SpoolLimits
@@ -9,9 +11,10 @@ from tests.unit.scheduler.machine import done, next_run, scheduler, step, submit
 LONG = tuple(range(10))
 
 
-def preempted(**spool) -> Scheduler:
+def preempted(**spool: Any) -> Scheduler:
     """Return a scheduler whose one sequence of three blocks, the last half full, has just lost them."""
-    machine = scheduler(spool=SpoolLimits(**({"num_host_slots": 8} | spool)), max_step_tokens=16)
+    options: dict[str, Any] = {"num_host_slots": 8} | spool
+    machine = scheduler(spool=SpoolLimits(**options), max_step_tokens=16)
     machine.handle(submitted(1, prompt=LONG, max_tokens=9), 0.0)
     machine.handle(done(next_run(machine)), 0.0)
     state = machine._state
