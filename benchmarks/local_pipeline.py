@@ -24,6 +24,7 @@ from teengined.protocol.worker_messages import (
     RunStep,
     SequenceOpen,
     SequencePart,
+    SpoolReport,
     StageClosed,
     StageOpened,
     StepDone,
@@ -46,6 +47,12 @@ class PipelineOptions:
     numerics: str = "default"
     max_step_tokens: int = 512
     expert_policy: str = "auto"
+    num_blocks: int = 0
+    """0: as many as hold every slot at the full context."""
+    num_host_slots: int = 0
+    num_disk_slots: int = 0
+    spool_dir: str = ""
+    """Existing, for spool files of the stages."""
 
 
 class LocalPipeline:
@@ -65,6 +72,7 @@ class LocalPipeline:
         self.blocks_per_sequence = -(-plan.context_tokens // options.block_tokens)
         self._replies: queue.Queue[Any] = queue.Queue()
         self._early: dict[int | None, list[Any]] = {}
+        self.spool_reports: list[SpoolReport] = []
         self._step = 0
         self.last_steps: list[StepDone] = []
         self.step_seconds: list[float] = []
@@ -145,6 +153,11 @@ class LocalPipeline:
         self.last_steps.extend(replies)
         return next(each for each in replies if each.stage_index == len(self._stages) - 1)
 
+    def wait_for_spool(self) -> None:
+        """Wait until a stage tells of moves."""
+        while not self.spool_reports:
+            self._next_reply(SpoolReport.__name__)
+
     def close(self) -> None:
         """Close stages and devices."""
         self._submit(CloseStage(deployment_id=_DEPLOYMENT))
@@ -184,11 +197,14 @@ class LocalPipeline:
             read_chunk_bytes=4 << 20,
             ring_slots=3,
             direct_io=self._options.direct_io,
-            num_blocks=self._plan.num_slots * self.blocks_per_sequence,
+            num_blocks=self._options.num_blocks or self._plan.num_slots * self.blocks_per_sequence,
             block_tokens=self._options.block_tokens,
             kv_dtype=self._options.kv_dtype,
             numerics=self._options.numerics,
             expert_policy=self._options.expert_policy,
+            num_host_slots=self._options.num_host_slots,
+            num_disk_slots=self._options.num_disk_slots,
+            spool_path=str(Path(self._options.spool_dir) / f"stage{index}") if self._options.spool_dir else "",
         )
 
     def _submit(self, order: RunStep | CloseStage) -> None:
@@ -205,9 +221,12 @@ class LocalPipeline:
 
     def _next_reply(self, wanted: str) -> Any:
         try:
-            return self._replies.get(timeout=_TIMEOUT_SECONDS)
+            reply = self._replies.get(timeout=_TIMEOUT_SECONDS)
         except queue.Empty as error:
             raise DeadlineExceeded(f"no {wanted} within {_TIMEOUT_SECONDS:g} s") from error
+        if isinstance(reply, SpoolReport):
+            self.spool_reports.append(reply)
+        return reply
 
 
 def _error(told: WorkerError) -> TeengineError:

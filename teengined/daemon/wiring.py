@@ -34,6 +34,7 @@ from teengined.service.planning import Planner
 from teengined.service.profiles import ProfileStore
 from teengined.service.server import Server
 from teengined.service.settings import CheckSettings, WorkerSettings
+from teengined.service.spool import SpoolDirectory
 from teengined.service.workers import WorkerPool
 
 __all__ = ["Daemon", "Inventory", "take_inventory", "wire"]
@@ -76,6 +77,7 @@ class Daemon:
         self._socket.close()
         self._zmq.term()
         shutil.rmtree(self.context.runtime_dir / "stages", ignore_errors=True)
+        self.context.deployments.spool.clear()
         self._runtime.close()
 
 
@@ -137,11 +139,15 @@ def _service(
         environment={**os.environ, "TEENGINE_WORKER_PARENT": str(os.getpid())},
     )
     planner = Planner(config=config, registry=inventory.registry, store=store, profiles=profiles, specs=inventory.specs)
+    spool_root = Path(config.kv.spool_dir).absolute() if config.kv.spool_dir else directories.state / "spool"
+    spool = SpoolDirectory(root=spool_root, runtime_dir=directories.runtime)
+    spool.clear()
     deployments = DeploymentSet(
         config=config,
         planner=planner,
         pool=pool,
         runtime_dir=directories.runtime,
+        spool=spool,
         disks=DiskHealth(paths=(directories.store, *map(Path, config.store.paths))),
     )
     return ServiceContext(

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from teengined.core.model import ModelManifest
 from teengined.engine.answers import Answerer, Answers
 from teengined.engine.sampler import Sampler
 from teengined.engine.sequences import Sequences
+from teengined.engine.spool import StageSpool
 from teengined.interfaces.driver import Device
 from teengined.interfaces.registry import PluginRegistry
 from teengined.interfaces.transport import Receiver, Sender, TransportOptions
@@ -23,7 +24,7 @@ from teengined.models.kv import KVPool, PoolShape
 from teengined.models.skeleton import TORCH_DTYPES, Skeleton, SkeletonOptions, build_skeleton, num_kv_heads, read_config
 from teengined.models.stage_model import Head, StageModel
 from teengined.native.library import kernel_library
-from teengined.protocol.worker_messages import ExpertCounts, OpenStage, RunStep, StepDone
+from teengined.protocol.worker_messages import ExpertCounts, OpenStage, RunStep, SpoolReport, StepDone
 from teengined.weights.options import StreamOptions
 from teengined.weights.stage_weights import StageWeights
 from teengined.weights.statistics import StreamStatistics
@@ -54,9 +55,17 @@ class _Timing:
 class OpenedStage:
     """Runs the steps of one stage, in order, on one thread. `open` before, `close` after."""
 
-    def __init__(self, order: OpenStage, device: Device, registry: PluginRegistry) -> None:
-        """Remember the order; nothing is read or allocated before `open`."""
+    def __init__(
+        self,
+        order: OpenStage,
+        device: Device,
+        registry: PluginRegistry,
+        report: Callable[[SpoolReport], None] = lambda report: None,
+    ) -> None:
+        """Remember the order; nothing is read or allocated before `open`. `report` may be called in any thread."""
         self._order = order
+        self._report = report
+        self._spool: StageSpool | None = None
         self._device = device
         self._registry = registry
         self._receiver: Receiver | None = None
@@ -92,6 +101,8 @@ class OpenedStage:
         config = read_config(package_dir)
         self._pool = KVPool(self._device, self._pool_shape(manifest, config))
         self._sequences = Sequences(self._pool)
+        if order.num_host_slots:
+            self._spool = StageSpool(order, self._pool, self._report)
         if order.stage.has_head:
             sampler = Sampler(vocab_size=manifest.vocab_size, package_dir=package_dir)
             sampler.prepare_grammars(manifest.eos_token_ids)
@@ -197,13 +208,14 @@ class OpenedStage:
         assert self._model is not None, "a step came before the stage was open"
         assert self._sequences is not None
         assert self._pool is not None
+        copy_seconds = 0.0 if self._spool is None else self._spool.obey(step)
         try:  # before anything else that may fail: later steps build on what this one changes
             self._sequences.apply(step)
         finally:
             if self._answerer is not None:
                 self._answerer.apply(step)
         if not step.parts:
-            return self._done(step, Answers(), self._mark())
+            return replace(self._done(step, Answers(), self._mark()), copy_seconds=copy_seconds)
         entries = self._sequences.entries(step)
         incoming = self._incoming(step)
         timing = self._mark()
@@ -215,7 +227,7 @@ class OpenedStage:
             answers = self._answerer.answer(step, head)
 
         output = self._model.forward(StepBatch(entries, self._pool), incoming, read_head)
-        done = self._done(step, answers, timing)
+        done = replace(self._done(step, answers, timing), copy_seconds=copy_seconds)
         if self._sender is not None and output is not None:
             self._sender.send(step.step, output.cpu().contiguous(), timeout_seconds=self._order.timeout_seconds)
         return done
@@ -223,12 +235,12 @@ class OpenedStage:
     def close(self) -> None:
         """Give back memory, files and connections. Safe to call twice."""
         self._model = self._sequences = None
-        for part in (self._sender, self._receiver, self._weights, self._pool):
+        for part in (self._sender, self._receiver, self._weights, self._spool, self._pool):
             if part is not None:
                 part.close()
         if self._answerer is not None:
             self._answerer.shutdown()
-        self._weights = self._pool = self._answerer = self._sender = self._receiver = None
+        self._weights = self._spool = self._pool = self._answerer = self._sender = self._receiver = None
 
     def _incoming(self, step: RunStep) -> torch.Tensor:
         device = self._device.torch_device

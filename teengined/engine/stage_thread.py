@@ -44,7 +44,7 @@ class StageThread:
         self._order = order
         self._device = device
         self._reply = reply
-        self._stage = OpenedStage(order, device, registry)
+        self._stage = OpenedStage(order, device, registry, reply)
         self._waiting: queue.Queue[Any] = queue.Queue(maxsize=_MAX_WAITING_ORDERS)
         self._reported_bytes = 0
         self._thread = threading.Thread(target=self._serve, name=f"stage-{order.deployment_id}", daemon=True)

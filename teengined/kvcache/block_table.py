@@ -1,6 +1,9 @@
 """The blocks of one sequence, in the order of its tokens."""
 
+from collections import deque
 from dataclasses import dataclass, field
+
+from teengined.kvcache.restorable import Restorable, Swapped
 
 __all__ = ["BlockTable", "num_blocks_for"]
 
@@ -20,6 +23,10 @@ class BlockTable:
     """Serial numbers in the prefix index of the first full blocks, as many as are known there."""
     digests: list[bytes] = field(default_factory=list[bytes])
     """Chained digests of full blocks, as far as they were asked for. They outlive the blocks: tokens do not change."""
+    pending: deque[Restorable] = field(default_factory=deque[Restorable])
+    """What is to come back from below the device, after the blocks that are there."""
+    swapped: Swapped | None = None
+    """What the sequence alone had when it was preempted; until it runs again."""
 
     def num_missing(self, num_tokens: int) -> int:
         """Return how many blocks must be added before `num_tokens` tokens fit."""

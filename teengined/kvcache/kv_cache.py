@@ -5,11 +5,14 @@ sequence writes into it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from teengined.kvcache.block_pool import BlockPool
 from teengined.kvcache.block_table import BlockTable, num_blocks_for
-from teengined.kvcache.prefix import PrefixIndex
+from teengined.kvcache.prefix import Node, PrefixIndex
+from teengined.kvcache.restorable import Restorable
+from teengined.kvcache.spool import Spool
+from teengined.kvcache.tiers import Tiers
 
 __all__ = ["CopiedBlock", "Extension", "KVCache", "Prefix", "ReadTokens"]
 
@@ -28,6 +31,13 @@ class Prefix:
     """Serial numbers in the prefix index of the full blocks among them."""
     is_cached: bool
     """It came from the prefix cache, not from a sequence that runs."""
+    restorable: tuple[Restorable, ...] = ()
+    """What follows these tokens, which then end with a block, and lies below the device."""
+
+    @property
+    def num_reached(self) -> int:
+        """Tokens that need not be computed once everything is restored."""
+        return self.num_tokens + sum(item.num_tokens for item in self.restorable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,19 +61,33 @@ class KVCache:
     """Accounts for the KV blocks of a deployment."""
 
     def __init__(
-        self, num_blocks: int, block_tokens: int, *, prefix_cache: bool, index: PrefixIndex | None = None
+        self,
+        num_blocks: int,
+        block_tokens: int,
+        *,
+        prefix_cache: bool,
+        index: PrefixIndex | None = None,
+        spool: Spool | None = None,
     ) -> None:
-        """`prefix_cache`: keep full blocks after their sequence, for others that begin alike."""
+        """`prefix_cache`: keep full blocks after their sequence, for others that begin alike.
+
+        `spool`: where contents go that leave the device; None: nowhere.
+        """
         self.block_tokens = block_tokens
         self._prefix_cache = prefix_cache
         self._index = PrefixIndex() if index is None else index
-        self.pool = BlockPool(num_blocks, self._index.forget)
+        self.pool = BlockPool(num_blocks, self._evict)
+        self.tiers = Tiers(pool=self.pool, index=self._index, spool=spool or Spool(num_host_slots=0, num_disk_slots=0))
         self._copied: list[int] = []  # Sources of copies in the run that is being composed, each with a holder.
 
+    def _evict(self, block_id: int) -> None:
+        self.tiers.evict(block_id)
+
     def reset(self) -> None:
-        """Make every block free and forget all content. Tables that are still about must not be used again."""
-        self._index.clear()
+        """Make every block free and forget all content but what is on disk. No table may be used again."""
         self.pool.reset()
+        self.tiers.reset()
+        self._index.leave_all()
         self._copied.clear()
 
     def match(self, table: BlockTable, read: ReadTokens, salt: bytes, max_tokens: int) -> Prefix:
@@ -71,22 +95,43 @@ class KVCache:
 
         Where `max_tokens` ends within a known block, that block is part of the answer: it is copied on write.
         """
-        num_blocks = num_blocks_for(max_tokens, self.block_tokens) if self._prefix_cache else 0
+        known = self._known_nodes(table, read, salt, max_tokens)
+        num_here = next((number for number, node in enumerate(known) if node.block_id is None), len(known))
+        here = known[:num_here]
+        prefix = self._cut(
+            min(max_tokens, num_here * self.block_tokens),
+            [node.block_id for node in here if node.block_id is not None],
+            [node.serial for node in here],
+            is_cached=True,
+        )
+        below = self._restorable(known[num_here:], max_tokens - num_here * self.block_tokens)
+        num_known = num_here + len(below)
+        if num_known * self.block_tokens <= max_tokens:
+            below += self.tiers.behind(table, num_known, max_tokens)
+        return replace(prefix, restorable=tuple(below))
+
+    def _known_nodes(self, table: BlockTable, read: ReadTokens, salt: bytes, max_tokens: int) -> list[Node]:
         parent: int | bytes = salt
-        blocks: list[int] = []
-        nodes: list[int] = []
-        for index in range(num_blocks):
+        known: list[Node] = []
+        for index in range(num_blocks_for(max_tokens, self.block_tokens) if self._prefix_cache else 0):
             token_ids = read(index * self.block_tokens, (index + 1) * self.block_tokens)
             if len(token_ids) < self.block_tokens:
                 break
-            found = self._index.find(parent, self._digest(table, index, read, salt), token_ids)
-            if found is None:
+            node = self._index.find(parent, self._digest(table, index, read, salt), token_ids)
+            if node is None:
                 break
-            parent, block_id = found
-            nodes.append(parent)
-            blocks.append(block_id)
-        num_tokens = min(max_tokens, len(blocks) * self.block_tokens)
-        return self._cut(num_tokens, blocks, nodes, is_cached=True)
+            known.append(node)
+            parent = node.serial
+        return known
+
+    def _restorable(self, nodes: list[Node], max_tokens: int) -> list[Restorable]:
+        """Return the first of these that can be had, whole ones only: what is restored in part is written to."""
+        found: list[Restorable] = []
+        for node in nodes[: max(0, max_tokens) // self.block_tokens]:
+            if node.stored is None or node.stored.tier is None:
+                break
+            found.append(Restorable(stored=node.stored, num_tokens=self.block_tokens, node=node))
+        return found
 
     def fork(self, table: BlockTable, num_tokens: int) -> Prefix:
         """Return the first tokens of a sequence that has computed them, to begin another one with."""
@@ -124,6 +169,7 @@ class KVCache:
             self.pool.share(block_id)
         table.block_ids[:] = prefix.block_ids
         table.nodes[:] = prefix.nodes
+        self.tiers.adopt(table, prefix.restorable)
 
     def num_needed(self, table: BlockTable, start: int, stop: int) -> int:
         """Return how many blocks must be available before tokens `[start, stop)` are written."""
@@ -169,6 +215,7 @@ class KVCache:
         for block_id in self._copied:
             self.pool.release(block_id)
         self._copied.clear()
+        self.tiers.settle()
 
     def commit(self, table: BlockTable, read: ReadTokens, salt: bytes, num_computed: int) -> None:
         """Make full blocks known of which all `num_computed` tokens are on the stages."""
@@ -178,16 +225,23 @@ class KVCache:
             token_ids = read(index * self.block_tokens, (index + 1) * self.block_tokens)
             parent = table.nodes[-1] if table.nodes else salt
             digest = self._digest(table, index, read, salt)
-            found = self._index.find(parent, digest, token_ids)
-            table.nodes.append(self._insert(table, parent, digest, token_ids) if found is None else found[0])
+            node = self._index.find(parent, digest, token_ids)
+            if node is None:
+                node = self._insert(table, parent, digest, token_ids)
+            elif node.block_id is None:  # It came back by being computed.
+                self._index.place(node, table.block_ids[index])
+                self.pool.keep(table.block_ids[index])
+            table.nodes.append(node.serial)
 
-    def _insert(self, table: BlockTable, parent: int | bytes, digest: bytes, token_ids: tuple[int, ...]) -> int:
+    def _insert(self, table: BlockTable, parent: int | bytes, digest: bytes, token_ids: tuple[int, ...]) -> Node:
         block_id = table.block_ids[len(table.nodes)]
-        serial, replaced = self._index.insert(parent, digest, token_ids, block_id)
+        node, replaced = self._index.insert(parent, digest, token_ids, block_id)
         if replaced is not None:
-            self.pool.drop(replaced)
+            self.tiers.forget(replaced)
+            if replaced.block_id is not None:
+                self.pool.drop(replaced.block_id)
         self.pool.keep(block_id)
-        return serial
+        return node
 
     def _digest(self, table: BlockTable, index: int, read: ReadTokens, salt: bytes) -> bytes:
         """Return the digest of block `index`, computing those that were never asked for."""
@@ -203,9 +257,12 @@ class KVCache:
             self.pool.release(block_id)
         table.block_ids.clear()
         table.nodes.clear()
+        self.tiers.give_up(table)
 
     def distrust(self, table: BlockTable) -> None:
         """Let nobody begin with the blocks of a table any more: what is in them may be wrong."""
         for block_id in table.block_ids:
-            self._index.forget(block_id)
+            node = self._index.at(block_id)
+            if node is not None:
+                self.tiers.forget(node)
             self.pool.drop(block_id)

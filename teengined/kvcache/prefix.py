@@ -10,7 +10,9 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["PrefixIndex", "chained_digest"]
+from teengined.kvcache.spool import Stored
+
+__all__ = ["Node", "PrefixIndex", "chained_digest"]
 
 _DIGEST_BYTES = 16
 
@@ -22,27 +24,33 @@ def chained_digest(parent: bytes, content: bytes) -> bytes:
     return hashlib.blake2b(parent + content, digest_size=_DIGEST_BYTES, person=person).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+@dataclass(slots=True, kw_only=True, eq=False)
+class Node:
+    """A full block of tokens after all those before it, and where its keys and values are."""
+
     serial: int
     parent: int | bytes
     token_ids: tuple[int, ...]
     digest: bytes
-    block_id: int
+    block_id: int | None = None
+    """None: not on the device."""
+    stored: Stored | None = None
+    """None: not below it. A node that is nowhere is forgotten."""
 
 
 class PrefixIndex:
-    """Finds the block of a full block of tokens by what is in it and before it.
+    """Finds where a full block of tokens is by what is in it and before it.
 
-    An entry's parent is the serial number of the entry before it, or the salt for the first. Serial numbers are never
-    used again, so that an entry whose parent was evicted is found by nobody.
+    A node's parent is the serial number of the node before it, or the salt for the first. Serial numbers are never
+    used again, so that a node whose parent was evicted is found by nobody.
     """
 
     def __init__(self, digest: Callable[[bytes, bytes], bytes] = chained_digest) -> None:
         """`digest` makes a digest out of the parent's and the content."""
         self._digest = digest
-        self._by_digest: dict[bytes, _Entry] = {}
-        self._by_block: dict[int, _Entry] = {}
+        self._by_digest: dict[bytes, Node] = {}
+        self._by_block: dict[int, Node] = {}
+        self._by_serial: dict[int, Node] = {}
         self._next_serial = 0
 
     def __len__(self) -> int:
@@ -56,35 +64,58 @@ class PrefixIndex:
         """Return the digest of a block after the block of digest `parent`."""
         return self._digest(parent, struct.pack(f"<{len(token_ids)}q", *token_ids))
 
-    def find(self, parent: int | bytes, digest: bytes, token_ids: tuple[int, ...]) -> tuple[int, int] | None:
-        """Return serial number and block of exactly these tokens after exactly this parent, if they are known."""
-        entry = self._by_digest.get(digest)
-        if entry is None or entry.parent != parent or entry.token_ids != token_ids:
-            return None
-        return entry.serial, entry.block_id
+    def find(self, parent: int | bytes, digest: bytes, token_ids: tuple[int, ...]) -> Node | None:
+        """Return the node of exactly these tokens after exactly this parent, if it is known."""
+        node = self._by_digest.get(digest)
+        return None if node is None or node.parent != parent or node.token_ids != token_ids else node
 
     def insert(
-        self, parent: int | bytes, digest: bytes, token_ids: tuple[int, ...], block_id: int
-    ) -> tuple[int, int | None]:
-        """Make a block known; return its serial number, and the block that lost its place by that, if any did.
+        self, parent: int | bytes, digest: bytes, token_ids: tuple[int, ...], block_id: int | None
+    ) -> tuple[Node, Node | None]:
+        """Make a block known; return its node, and the node that lost its place by that, if any did.
 
         Where the digest stands for other content (a collision, or a parent that is gone), the new content takes over.
         """
         replaced = self._by_digest.get(digest)
         if replaced is not None:
-            del self._by_block[replaced.block_id]
-        entry = _Entry(self._next_serial, parent, token_ids, digest, block_id)
+            self.forget(replaced)
+        node = Node(serial=self._next_serial, parent=parent, token_ids=token_ids, digest=digest)
         self._next_serial += 1
-        self._by_digest[digest] = self._by_block[block_id] = entry
-        return entry.serial, None if replaced is None else replaced.block_id
+        self._by_digest[digest] = self._by_serial[node.serial] = node
+        if block_id is not None:
+            self.place(node, block_id)
+        return node, replaced
 
-    def forget(self, block_id: int) -> None:
-        """Let a block no longer be found."""
-        entry = self._by_block.pop(block_id, None)
-        if entry is not None:
-            del self._by_digest[entry.digest]
+    def place(self, node: Node, block_id: int) -> None:
+        """Note that a node is on the device, in this block."""
+        node.block_id = block_id
+        self._by_block[block_id] = node
 
-    def clear(self) -> None:
-        """Forget all blocks; serial numbers go on."""
-        self._by_digest.clear()
-        self._by_block.clear()
+    def at(self, block_id: int) -> Node | None:
+        """Return the node in a block."""
+        return self._by_block.get(block_id)
+
+    def of(self, serial: int | None) -> Node | None:
+        """Return the node of a serial number, if it is still known."""
+        return None if serial is None else self._by_serial.get(serial)
+
+    def leave(self, block_id: int) -> None:
+        """Note that a block holds its node no more; a node that is nowhere else is forgotten."""
+        node = self._by_block.pop(block_id, None)
+        if node is not None:
+            node.block_id = None
+            if node.stored is None:
+                self.forget(node)
+
+    def forget(self, node: Node) -> None:
+        """Let a node no longer be found, wherever it is."""
+        if self._by_serial.pop(node.serial, None) is None:
+            return
+        del self._by_digest[node.digest]
+        if node.block_id is not None:
+            del self._by_block[node.block_id]
+
+    def leave_all(self) -> None:
+        """Note that no block holds anything any more; serial numbers go on."""
+        for block_id in tuple(self._by_block):
+            self.leave(block_id)

@@ -11,6 +11,7 @@ import torch
 
 from teengined.core.errors import InternalError, PackageError
 from teengined.interfaces.driver import Device
+from teengined.models.kv_rows import BlockRows, LateRows
 
 __all__ = ["KVPool", "LayerBlocks", "PoolShape", "layer_bytes"]
 
@@ -103,6 +104,8 @@ class KVPool:
             # A block's unwritten tokens are multiplied by a weight of 0, which leaves NaN what it is.
             self._buffer.zero_()
         self._layers: dict[int, LayerBlocks] = {}
+        self._rows = BlockRows({layer: layer_bytes(shape, layer) // shape.num_blocks for layer in self._starts})
+        self._late = LateRows(self._rows)
 
     @property
     def torch_device(self) -> torch.device:
@@ -117,11 +120,19 @@ class KVPool:
         """
         if layer not in self._layers:
             self._layers[layer] = self._cut(layer, keys_1KRD, values_1KRE)
+            self._late.give(layer, self._layers[layer].tensors())
+            if self._is_cut:
+                self._late.clear()
         return self._layers[layer]
+
+    @property
+    def _is_cut(self) -> bool:
+        return len(self._layers) == len(self._starts)
 
     @torch.inference_mode()
     def clear(self, blocks: Sequence[int]) -> None:
         """Forget what blocks held, before they get a new owner: one sequence's NaN must not become another's."""
+        self._late.forget(blocks)
         if not blocks or not self._layers:
             return
         index = torch.tensor(blocks, device=self.torch_device)
@@ -133,6 +144,7 @@ class KVPool:
     @torch.inference_mode()
     def clear_tails(self, ends: Mapping[int, int]) -> None:
         """Forget what blocks hold from a token on, counted in the block: it is another sequence's, and may be NaN."""
+        self._late.end(ends)
         with torch.inference_mode():  # as the views were made
             for layer in self._layers.values():
                 for tensor in layer.tensors():
@@ -142,6 +154,7 @@ class KVPool:
     @torch.inference_mode()
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy blocks in every layer, all reads before all writes."""
+        self._late.copy(sources, targets)
         if not sources or not self._layers:
             return
         source = torch.tensor(sources, device=self.torch_device)
@@ -150,6 +163,28 @@ class KVPool:
             for layer in self._layers.values():
                 for tensor in layer.tensors():
                     tensor.index_copy_(0, target, tensor.index_select(0, source))
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block in all layers together."""
+        return self._rows.row_bytes
+
+    @torch.inference_mode()
+    def save(self, blocks: Sequence[int], rows_SB: torch.Tensor, slots: Sequence[int]) -> None:
+        """Copy blocks of every layer into rows of host memory, of `block_bytes` bytes or more."""
+        with torch.inference_mode():  # as the views were made
+            self._rows.save(self._tensors(), blocks, rows_SB, slots)
+
+    @torch.inference_mode()
+    def load(self, blocks: Sequence[int], rows_SB: torch.Tensor, slots: Sequence[int]) -> None:
+        """Copy rows that `save` filled into blocks of every layer."""
+        if not self._is_cut:
+            self._late.add(blocks, rows_SB, slots)
+        with torch.inference_mode():  # as the views were made
+            self._rows.load(self._tensors(), blocks, rows_SB, slots)
+
+    def _tensors(self) -> dict[int, list[torch.Tensor]]:
+        return {layer: self._layers[layer].tensors() for layer in self._starts if layer in self._layers}
 
     def close(self) -> None:
         """Give the memory back. Safe to call twice."""

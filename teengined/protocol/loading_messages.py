@@ -1,7 +1,7 @@
 """Messages about plans, loading, and the loaded models. Part of `messages`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from teengined.core.device import DeviceSpec, HostProfile
@@ -12,6 +12,7 @@ __all__ = [
     "DeploymentList",
     "DraftedTokens",
     "ExpertFigures",
+    "KvTiers",
     "ListDeployments",
     "LoadModel",
     "LoadProgress",
@@ -63,6 +64,39 @@ class DraftedTokens:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KvTiers:
+    """KV blocks below the devices, and what became of those that had to leave them, since the load."""
+
+    num_host_slots: int = 0
+    """Blocks that host memory may hold."""
+    num_host_blocks: int = 0
+    num_disk_slots: int = 0
+    num_disk_blocks: int = 0
+    num_spooled: int = 0
+    """Copied to host memory."""
+    num_restored: int = 0
+    """Copied back."""
+    num_fetched: int = 0
+    """Of these, read from disk before."""
+    num_dropped: int = 0
+    """That found no room, gave way to others, or went wrong: who needs them computes them again."""
+    num_failed: int = 0
+    """Writes and reads of the disk that went wrong."""
+    problem: str = ""
+    """Why the last of them did."""
+    num_recomputed_tokens: int = 0
+    """Tokens of preempted sequences that were computed again."""
+    num_promised_blocks: int = 0
+    """That the live requests may come to need, each counted alone."""
+    compute_block_seconds: float = 0.0
+    """What computing a block takes, as measured or predicted; as the next two."""
+    host_block_seconds: float = 0.0
+    """Copying it between device and host memory."""
+    disk_block_seconds: float = 0.0
+    """Reading it from disk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
     """A loaded (or loading) model, as `teengine ps` shows it."""
 
@@ -99,6 +133,7 @@ class Deployment:
     stage_bubble_seconds: tuple[float, ...] = ()
     """For each stage: all of that time since the load."""
     drafted: tuple[DraftedTokens, ...] = ()
+    kv_tiers: KvTiers = field(default_factory=KvTiers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@
                                          WorkerHello (once, with the token it was started with)
     OpenStage                            StageProgress …, StageOpened | WorkerError
     RunStep                              StepDone (from every stage; the last one's has the tokens) | WorkerError
+                                         SpoolReport … (when moves of a RunStep are over)
     CloseStage                           StageClosed
     Ping                                 Pong
     Shutdown                             (the process ends)
@@ -40,6 +41,9 @@ __all__ = [
     "SequenceOpen",
     "SequencePart",
     "Shutdown",
+    "SlotCopy",
+    "SlotMove",
+    "SpoolReport",
     "StageClosed",
     "StageOpened",
     "StageProgress",
@@ -98,6 +102,11 @@ class OpenStage:
     """`strict`: a position's logits do not depend on batch mates, chunking, cache hits or threads."""
     expert_policy: str = "auto"
     """Which routed experts give way in a cache: `lru`, `lfu`, `pinned`, or `auto`: what suits the requests best."""
+    num_host_slots: int = 0
+    """Of host memory for contents of blocks; ids count from 0. Memory is taken as slots are used."""
+    num_disk_slots: int = 0
+    spool_path: str = ""
+    """The stage's spool file, in a private directory; it may hold what an earlier worker wrote."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,8 +177,32 @@ class BlockCopy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SlotCopy:
+    """A block and a slot of the stage's host memory: the keys and values of every layer go from one to the other."""
+
+    block: int
+    slot: int
+    num_tokens: int
+    """Of the block, from its start, that are of use. A restored block holds nothing after them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotMove:
+    """Bytes to go between a slot of the stage's host memory and one of its spool file, beside the steps."""
+
+    host: int
+    disk: int
+    to_disk: bool
+    digests: tuple[bytes, ...] = ()
+    """By stage: what the bytes on disk must be. Of a write they are reported."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunStep:
-    """One step of a deployment's pipeline. Order of execution: closed, opened, new blocks, copies, parts."""
+    """One step of a deployment's pipeline.
+
+    Order of execution: closed, opened, spooled, new blocks, restored, copies, parts. Moves begin after what is spooled.
+    """
 
     deployment_id: str
     step: int
@@ -179,6 +212,12 @@ class RunStep:
     """Sequences that ended or were preempted: the worker forgets them; their blocks may be anyone's from here on."""
     opened: tuple[SequenceOpen, ...] = ()
     copies: tuple[BlockCopy, ...] = ()
+    spooled: tuple[SlotCopy, ...] = ()
+    """Blocks to copy into slots, as they are before this step."""
+    restored: tuple[SlotCopy, ...] = ()
+    """Slots to copy into blocks."""
+    moves: tuple[SlotMove, ...] = ()
+    """To begin; each is told of by a `SpoolReport` when it is over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,6 +290,23 @@ class StepDone:
     vectors: tuple[PooledVector, ...] = ()
     experts: ExpertCounts | None = None
     """None where no expert is streamed."""
+    copy_seconds: float = 0.0
+    """Copying blocks to and from slots, before the step's own work."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolReport:
+    """Moves of a stage that are over, in the order in which they ended."""
+
+    deployment_id: str
+    stage_index: int
+    done: tuple[SlotMove, ...] = ()
+    """Those that were written have this stage's digest alone."""
+    failed: tuple[SlotMove, ...] = ()
+    problem: str = ""
+    """Why the last of them failed."""
+    fetch_seconds: float = 0.0
+    """Of all fetches among them together, one after another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,6 +362,7 @@ WORKER_MESSAGES: Mapping[str, type] = {
     "stage_opened": StageOpened,
     "run_step": RunStep,
     "step_done": StepDone,
+    "spool_report": SpoolReport,
     "close_stage": CloseStage,
     "stage_closed": StageClosed,
     "worker_error": WorkerError,

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from teengined.core.errors import ContextTooLong, QueueFull, QuotaExceeded, RequestError
 from teengined.core.request import Goal
-from teengined.kvcache.block_table import num_blocks_for
 from teengined.scheduler.events import Submitted
+from teengined.scheduler.sequence import num_kept_tokens, num_promised_blocks
 from teengined.scheduler.state import State
 
 __all__ = ["check_admission", "check_room", "num_queued_tokens"]
@@ -27,7 +27,10 @@ def check_admission(state: State, submitted: Submitted, *, ready: bool) -> None:
     """
     _check_possible(state, submitted)
     wanted = _Wanted(
-        owner=submitted.owner, num_sequences=len(submitted.sequence_ids), num_tokens=_num_tokens(submitted)
+        owner=submitted.owner,
+        num_sequences=len(submitted.sequence_ids),
+        num_tokens=_num_tokens(submitted),
+        num_blocks=len(submitted.sequence_ids) * num_promised_blocks(submitted, state.limits.block_tokens),
     )
     _check_places(state, wanted, ready=ready)
 
@@ -41,7 +44,9 @@ def check_room(state: State, owner: str, num_choices: int, *, ready: bool) -> No
         QuotaExceeded: too much of the same owner waits.
     """
     _check_choices(state, num_choices)
-    _check_places(state, _Wanted(owner=owner, num_sequences=num_choices, num_tokens=1), ready=ready)
+    _check_places(
+        state, _Wanted(owner=owner, num_sequences=num_choices, num_tokens=1, num_blocks=num_choices), ready=ready
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +56,30 @@ class _Wanted:
     owner: str
     num_sequences: int
     num_tokens: int
+    num_blocks: int
+    """All that it may come to need."""
 
 
 def _check_places(state: State, wanted: _Wanted, *, ready: bool) -> None:
     num_free = max(0, state.limits.max_running - len(state.running)) if ready else 0
     _check_owner(state, wanted, num_free)
     _check_queue(state, wanted, num_free)
+    _check_promised(state, wanted)
+
+
+def _check_promised(state: State, wanted: _Wanted) -> None:
+    """Keep what was promised to all within its bound; one request alone may always have its own."""
+    limits, num_promised = state.limits, state.num_promised_blocks
+    num_excess = num_promised + wanted.num_blocks - limits.max_promised_blocks
+    if not limits.max_promised_blocks or not num_promised or num_excess <= 0:
+        return
+    num_ends = -(-num_excess * len(state.sequences) // num_promised)  # Of sequences of the mean size.
+    raise QueueFull(
+        f"{num_promised} blocks of KV are promised already, and this needs {wanted.num_blocks}; "
+        f"the limit is {limits.max_promised_blocks}",
+        hint="try again later, ask for fewer tokens, or raise limits.max_promised_kv",
+        retry_after_seconds=state.drain.seconds_for(num_ends, 0),
+    )
 
 
 def _check_possible(state: State, submitted: Submitted) -> None:
@@ -65,9 +88,8 @@ def _check_possible(state: State, submitted: Submitted) -> None:
     if not length:
         raise RequestError("the prompt has no tokens", hint="send at least one")
     _check_choices(state, num_choices)
-    # The last token of an answer is never run.
-    num_kept = length + (submitted.sampling.max_tokens - 1 if submitted.goal is Goal.GENERATE else 0)
-    if num_blocks_for(num_kept, limits.block_tokens) > limits.num_blocks:
+    if num_promised_blocks(submitted, limits.block_tokens) > limits.num_blocks:
+        num_kept = num_kept_tokens(submitted)
         raise ContextTooLong(
             f"prompt and answer may take {num_kept} tokens; the KV of this deployment has room for "
             f"{limits.num_blocks * limits.block_tokens}",

@@ -6,6 +6,7 @@ from teengined.scheduler.drafting import Drafting
 from teengined.scheduler.events import Run
 from teengined.scheduler.ordering import Ordering
 from teengined.scheduler.preemption import Preemption
+from teengined.scheduler.restoring import begin_fetch, brings_back, checkpoint, is_fetching, take_transfers
 from teengined.scheduler.sequence import Guess, Sequence
 from teengined.scheduler.state import Flight, State
 
@@ -26,6 +27,7 @@ class Composition:
         self._preemption = Preemption(state, ordering, now_seconds)
         self._num_tokens_left = state.limits.max_step_tokens
         self._num_rows_left = state.limits.max_logit_rows
+        self._num_restores_left = state.limits.spool.max_restored_blocks
         self._parts: list[SequencePart] = []
         self._opened: list[SequenceOpen] = []
         self._copies: list[BlockCopy] = []
@@ -44,8 +46,10 @@ class Composition:
         if not self._parts:  # The rows kept for prompts found no use: those have to wait for blocks.
             self._add_decodes(0)
             num_decoding = len(self._parts)
-        if not self._parts:
+        if not self._parts and not brings_back(self._state):
             return None
+        checkpoint(self._state, (flight.sequence for flight in self._flights), self._num_restores_left)
+        transfers = take_transfers(self._state, step)
         self._state.cache.settle()
         self._state.in_flight[step] = tuple(self._flights)
         num_tokens = [len(part.token_ids) for part in self._parts]
@@ -58,6 +62,9 @@ class Composition:
             closed=closed,
             opened=tuple(self._opened),
             copies=tuple(self._copies),
+            spooled=transfers.spooled,
+            restored=transfers.restored,
+            moves=transfers.moves,
         )
 
     def _num_paced_tokens(self, num_decoding: int) -> int:
@@ -145,10 +152,14 @@ class Composition:
             return False
         if sequence.request.running and sequence.request.source() is None:
             return True  # Another choice computes the prompt; this one will begin with it.
+        if is_fetching(state, sequence, self._now_seconds):
+            return True
         beginning = choose_beginning(state, sequence)
         if beginning is None:
             state.may_start = False
             return False
+        if begin_fetch(state, sequence, beginning, self._now_seconds):
+            return True
         state.start(sequence, beginning, self._now_seconds)
         state.make_available(sequence)  # Where the head has no row left, it waits for its turn among those that run.
         self._add(sequence, num_most)
@@ -156,6 +167,8 @@ class Composition:
 
     def _add(self, sequence: Sequence, num_most: int, drafting: Drafting | None = None) -> None:
         """Add the next tokens of an available sequence, as many as bounds and blocks allow, and guesses after them."""
+        if sequence.table.pending and not self._restore(sequence):
+            return
         state, start, table = self._state, sequence.num_computed, sequence.table
         num_tokens = sequence.largest_part(start, num_most, self._num_rows_left)
         if num_tokens == 0:
@@ -168,6 +181,16 @@ class Composition:
                 return
         guess = drafting.propose(sequence) if drafting is not None else None
         self._append(sequence, start, start + num_tokens, guess)
+
+    def _restore(self, sequence: Sequence) -> bool:
+        """Bring blocks of a running sequence back, as many as one step may; say whether it has them all."""
+        state = self._state
+        if not state.cache.pool.num_available:
+            self._preemption.make_room(sequence, 1)
+        num_blocks, num_tokens = state.cache.tiers.restore(sequence.table, self._num_restores_left)
+        self._num_restores_left -= num_blocks
+        state.restored(sequence, num_tokens)
+        return not sequence.table.pending
 
     def _append(self, sequence: Sequence, start: int, stop: int, guess: Guess | None) -> None:
         state, table = self._state, sequence.table

@@ -1,5 +1,8 @@
 """How a waiting sequence begins: with which KV that is there already, and whether there are blocks for the rest."""
 
+from dataclasses import replace
+
+from teengined.core.plan import Tier
 from teengined.kvcache.kv_cache import Prefix
 from teengined.scheduler.sequence import Sequence
 from teengined.scheduler.state import State
@@ -21,7 +24,7 @@ def choose_beginning(state: State, sequence: Sequence) -> Prefix | None:
     There must be blocks for all tokens it knows, beside those that the prompts being computed still need, and a margin
     for the answers to grow: what begins is not soon preempted, or it would have been computed in vain.
     """
-    known = _known_beginning(state, sequence)
+    known = _worthwhile(state, sequence, _known_beginning(state, sequence))
     # A part of a block costs a copy, which may be the one block too many.
     for beginning in (known, state.cache.whole_blocks(known)):
         num_needed = state.cache.num_needed_after(beginning, sequence.num_tokens)
@@ -42,7 +45,16 @@ def _known_beginning(state: State, sequence: Sequence) -> Prefix:
         return forked
     most = min(sequence.num_tokens - 1, request.max_cached_tokens)
     matched = state.cache.match(sequence.table, sequence.tokens, request.submitted.salt, most)
-    return forked if forked is not None and forked.num_tokens >= matched.num_tokens else matched
+    return forked if forked is not None and forked.num_tokens >= matched.num_reached else matched
+
+
+def _worthwhile(state: State, sequence: Sequence, known: Prefix) -> Prefix:
+    """Return a beginning without what is computed sooner than restored."""
+    tiers = [item.stored.tier or Tier.DISK for item in known.restorable]
+    if not tiers:
+        return known
+    num_left, num_after = sequence.num_tokens - known.num_tokens, sequence.num_tokens - known.num_reached
+    return replace(known, restorable=known.restorable[: state.costs.num_restored(tiers, num_left, num_after)])
 
 
 def _num_reserved(state: State) -> int:

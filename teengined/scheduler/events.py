@@ -12,6 +12,8 @@ from teengined.protocol.worker_messages import (
     SampledToken,
     SequenceOpen,
     SequencePart,
+    SlotCopy,
+    SlotMove,
 )
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "PipelineLost",
     "PipelineReady",
     "Run",
+    "SpoolReported",
     "StepCompleted",
     "StepFailed",
     "Stopped",
@@ -83,6 +86,19 @@ class StepCompleted:
     vectors: tuple[PooledVector, ...] = ()
     seconds: float = 0.0
     """How long its slowest stage worked on it; 0: nobody knows."""
+    copy_seconds: float = 0.0
+    """How long the slowest copied blocks to and from host memory before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolReported:
+    """Moves of earlier runs are over: on every stage, or failed on one."""
+
+    done: tuple[SlotMove, ...] = ()
+    """Those that were written have the digests of all stages."""
+    failed: tuple[SlotMove, ...] = ()
+    fetch_seconds: float = 0.0
+    """Of the fetches among them, at the slowest stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +151,7 @@ Event = (
     | Stopped
     | StepCompleted
     | StepFailed
+    | SpoolReported
     | PipelineLost
     | PipelineReady
     | Tick
@@ -145,13 +162,19 @@ Event = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Send this step to every stage, in the order of the runs. Several may be in flight."""
+    """Send this step to every stage, in the order of the runs. Several may be in flight.
+
+    One without parts brings blocks or slots back for sequences that are to go on.
+    """
 
     step: int
     parts: tuple[SequencePart, ...]
     closed: tuple[int, ...] = ()
     opened: tuple[SequenceOpen, ...] = ()
     copies: tuple[BlockCopy, ...] = ()
+    spooled: tuple[SlotCopy, ...] = ()
+    restored: tuple[SlotCopy, ...] = ()
+    moves: tuple[SlotMove, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,27 @@
 """The bounds of one deployment's scheduler."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
-__all__ = ["SchedulerLimits"]
+from teengined.scheduler.restore_costs import Speeds
+
+__all__ = ["SchedulerLimits", "SpoolLimits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolLimits:
+    """Room below the device, and how fast it is thought to be."""
+
+    num_host_slots: int = 0
+    """Contents of blocks in host memory."""
+    num_disk_slots: int = 0
+    """And on disk, by way of host memory."""
+    max_restored_blocks: int = 64
+    """Copied back in one step: how much longer the step may take for it."""
+    checkpoint_tokens: int = 0
+    """A running sequence's full blocks are copied below every so many tokens; 0: only what must leave the device."""
+    speeds: Speeds = field(default_factory=Speeds)
+    """As predicted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +62,10 @@ class SchedulerLimits:
     """How far back in a sequence a guess is looked up; 0: not at all. Its index takes up to 64 bytes a token."""
     draft_wait_seconds: float = 5.0
     """Longest that a step waits for a draft model's guesses."""
+    max_promised_blocks: int = 0
+    """KV blocks that all sequences taken in may come to need in the end, counted for each alone; 0: any number. One
+    request alone is always taken."""
+    spool: SpoolLimits = field(default_factory=SpoolLimits)
     max_idle_owners: int = 1024
     """Owners without requests whose share is remembered; one that is forgotten begins like a new one."""
 
@@ -59,10 +81,13 @@ class SchedulerLimits:
             "lookup_tokens",
             "draft_wait_seconds",
         )
-        for name in (field.name for field in fields(self) if field.name not in may_be_zero):
+        other = (*may_be_zero, "max_promised_blocks", "spool")
+        for name in (each.name for each in fields(self) if each.name not in other):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if min(self.max_waiting, self.max_owner_waiting, self.max_idle_owners, self.max_drafted) < 0:
             raise ValueError("max_waiting, max_owner_waiting, max_idle_owners and max_drafted must not be negative")
+        if min(self.max_promised_blocks, self.spool.num_host_slots, self.spool.num_disk_slots) < 0:
+            raise ValueError("max_promised_blocks and the slots of the spool must not be negative")
         if not (self.prompt_stretch == 0 or 1 < self.prompt_stretch < math.inf):
             raise ValueError(f"prompt_stretch must be 0 or above 1, got {self.prompt_stretch}")

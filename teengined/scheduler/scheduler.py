@@ -13,9 +13,11 @@ from collections.abc import Iterable
 from typing import Literal, assert_never
 
 from teengined.core.errors import DeadlineExceeded, TeengineError, UnknownRequest
+from teengined.core.plan import Tier
 from teengined.core.request import FinishReason, Goal
 from teengined.interfaces.policy import SchedulingPolicy
 from teengined.kvcache.block_table import BlockTable
+from teengined.protocol.loading_messages import KvTiers
 from teengined.scheduler.admission import check_admission, check_room, num_queued_tokens
 from teengined.scheduler.batch import Composition
 from teengined.scheduler.completion import Completion, end_sequence
@@ -31,6 +33,7 @@ from teengined.scheduler.events import (
     PipelineLost,
     PipelineReady,
     Run,
+    SpoolReported,
     StepCompleted,
     StepFailed,
     Stopped,
@@ -39,7 +42,8 @@ from teengined.scheduler.events import (
 )
 from teengined.scheduler.limits import SchedulerLimits
 from teengined.scheduler.ordering import Ordering
-from teengined.scheduler.sequence import Request, Sequence
+from teengined.scheduler.restoring import settle_moves
+from teengined.scheduler.sequence import Request, Sequence, num_promised_blocks
 from teengined.scheduler.speculation import Drafted
 from teengined.scheduler.state import State
 
@@ -98,6 +102,28 @@ class Scheduler:
         """What became of tokens that were guessed ahead."""
         return self._state.speculation.describe()
 
+    @property
+    def tiers(self) -> KvTiers:
+        """What lies below the device, and what became of it."""
+        state, spool = self._state, self._state.spool
+        speeds = state.costs.speeds
+        return KvTiers(
+            num_host_slots=spool.num_host_slots,
+            num_host_blocks=spool.num_host,
+            num_disk_slots=spool.num_disk_slots,
+            num_disk_blocks=spool.num_disk,
+            num_spooled=state.cache.tiers.num_stored,
+            num_restored=state.cache.tiers.num_restored,
+            num_fetched=spool.num_fetched,
+            num_dropped=spool.num_lost,
+            num_failed=spool.num_failed,
+            num_recomputed_tokens=state.num_recomputed_tokens,
+            num_promised_blocks=state.num_promised_blocks,
+            compute_block_seconds=state.costs.compute_block_seconds,
+            host_block_seconds=speeds.host_block_seconds,
+            disk_block_seconds=speeds.disk_block_seconds,
+        )
+
     def state_of(self, sequence_id: int) -> Literal["queued", "prefill", "decode"]:
         """Return where a sequence stands.
 
@@ -135,16 +161,16 @@ class Scheduler:
         match event:
             case Submitted():
                 return self._submit(event, now_seconds)
-            case Cancelled():
-                return self._end(self._live([event.sequence_id]), reason=FinishReason.CANCELLED)
-            case Stopped():
-                return self._end(self._live([event.sequence_id]), reason=FinishReason.STOP)
+            case Cancelled() | Stopped():
+                reason = FinishReason.STOP if isinstance(event, Stopped) else FinishReason.CANCELLED
+                return self._end(self._live([event.sequence_id]), reason=reason)
             case StepCompleted():
                 return self._complete(event, now_seconds)
             case StepFailed():
-                self._state.loads.pop(event.step, None)
-                flights = self._state.in_flight.pop(event.step, ())
-                return self._end(self._live(flight.sequence.id for flight in flights), error=event.error)
+                return self._fail(event)
+            case SpoolReported():
+                settle_moves(self._state, event, now_seconds)
+                return ()
             case PipelineLost():
                 return self._lose(event)
             case PipelineReady():
@@ -200,6 +226,7 @@ class Scheduler:
             sequence = Sequence(id=sequence_id, choice=choice, request=request, table=table, may_draft=event.speculates)
             self._state.owners.enter(event.owner)
             self._state.sequences[sequence_id] = sequence
+            self._state.num_promised_blocks += num_promised_blocks(event, self.limits.block_tokens)
             self._state.enqueue(sequence, num_queued_tokens(event, choice), now_seconds)
         return ()
 
@@ -212,6 +239,12 @@ class Scheduler:
     ) -> tuple[End, ...]:
         return tuple(end_sequence(self._state, sequence, reason=reason, error=error) for sequence in sequences)
 
+    def _fail(self, event: StepFailed) -> tuple[Instruction, ...]:
+        self._state.loads.pop(event.step, None)
+        self._state.copies.pop(event.step, None)
+        flights = self._state.in_flight.pop(event.step, ())
+        return self._end(self._live(flight.sequence.id for flight in flights), error=event.error)
+
     def _complete(self, event: StepCompleted, now_seconds: float) -> tuple[Instruction, ...]:
         flights = self._state.in_flight.pop(event.step, ())  # None for an answer of stages that were lost since.
         num_rows, num_prompt_tokens = self._state.loads.pop(event.step, (0, 0))
@@ -219,6 +252,8 @@ class Scheduler:
         if num_prompt_tokens == 0:
             has_drafts = any(flight.guess is not None for flight in flights)
             self._state.speculation.learn_step(num_rows, event.seconds, has_drafts=has_drafts)
+        self._state.costs.learn_step(num_rows + num_prompt_tokens, event.seconds)
+        self._state.costs.learn_blocks(Tier.HOST, self._state.copies.pop(event.step, 0), event.copy_seconds)
         completion = Completion(self._state, event, now_seconds)
         instructions: list[Instruction] = []
         for flight in flights:
@@ -234,6 +269,7 @@ class Scheduler:
         return ends
 
     def _expire(self, now_seconds: float) -> tuple[Instruction, ...]:
+        self._state.spool.may_write = now_seconds >= self._state.write_again_seconds
         live = self._state.sequences.values()
         late = [item for item in live if now_seconds >= item.request.submitted.deadline_seconds]
         message = "the request did not finish within its time"

@@ -4,12 +4,24 @@ from dataclasses import dataclass, field
 
 from teengined.core.request import Goal
 from teengined.interfaces.policy import SequenceView
-from teengined.kvcache.block_table import BlockTable
+from teengined.kvcache.block_table import BlockTable, num_blocks_for
+from teengined.kvcache.spool import Stored
 from teengined.protocol.worker_messages import SequenceOpen
 from teengined.scheduler.events import Submitted
 from teengined.scheduler.lookup import LookupIndex
 
-__all__ = ["Guess", "Request", "Sequence"]
+__all__ = ["Fetch", "Guess", "Request", "Sequence", "num_kept_tokens", "num_promised_blocks"]
+
+
+def num_kept_tokens(submitted: Submitted) -> int:
+    """Return how many tokens' KV a choice may come to need: the last token of an answer is never run."""
+    num_answer = submitted.sampling.max_tokens - 1 if submitted.goal is Goal.GENERATE else 0
+    return len(submitted.prompt) + num_answer
+
+
+def num_promised_blocks(submitted: Submitted, block_tokens: int) -> int:
+    """Return how many blocks a choice may come to need."""
+    return num_blocks_for(num_kept_tokens(submitted), block_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +88,15 @@ class Request:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
+class Fetch:
+    """Contents on their way from disk to host memory for a sequence that waits, each pinned until it goes on."""
+
+    stored: list[Stored]
+    deadline_seconds: float
+    """Then they would have been computed."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class Sequence:
     """One choice of a request."""
 
@@ -107,6 +128,10 @@ class Sequence:
     """Of a draft model, for the next step."""
     lookup: LookupIndex | None = None
     """Made when something is first guessed; it lives as long as the sequence."""
+    num_checkpointed: int = 0
+    """Tokens when its blocks were last copied below the device."""
+    fetch: Fetch | None = None
+    """What it waits for on its way from disk, or waited for, since it last ran."""
     _view: SequenceView | None = None
 
     @property

@@ -9,11 +9,13 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from teengined.kvcache.kv_cache import KVCache, Prefix
+from teengined.kvcache.spool import Spool
 from teengined.scheduler.drain_rate import DrainRate
 from teengined.scheduler.fairness import Owners
 from teengined.scheduler.limits import SchedulerLimits
 from teengined.scheduler.pacing import Pacer
-from teengined.scheduler.sequence import Guess, Sequence
+from teengined.scheduler.restore_costs import RestoreCosts
+from teengined.scheduler.sequence import Guess, Sequence, num_promised_blocks
 from teengined.scheduler.speculation import Speculation
 
 __all__ = ["Flight", "State"]
@@ -37,7 +39,16 @@ class State:
     def __init__(self, limits: SchedulerLimits) -> None:
         """Begin empty."""
         self.limits = limits
-        self.cache = KVCache(limits.num_blocks, limits.block_tokens, prefix_cache=limits.prefix_cache)
+        self.costs = RestoreCosts(
+            expected=limits.spool.speeds, block_tokens=limits.block_tokens, max_step_tokens=limits.max_step_tokens
+        )
+        self.spool = Spool(
+            num_host_slots=limits.spool.num_host_slots,
+            num_disk_slots=limits.spool.num_disk_slots,
+            write_early=limits.spool.checkpoint_tokens > 0,
+        )
+        self.cache = KVCache(limits.num_blocks, limits.block_tokens, prefix_cache=limits.prefix_cache, spool=self.spool)
+        self.cache.tiers.is_worthwhile = self.costs.is_worthwhile
         self.owners = Owners(limits.max_idle_owners)
         self.drain = DrainRate()
         self.sequences: dict[int, Sequence] = {}
@@ -54,10 +65,18 @@ class State:
         self.loads: dict[int, tuple[int, int]] = {}
         """By step in flight: rows of its decoding sequences, and its prompt tokens."""
         self.speculation = Speculation(max_drafted=limits.max_drafted)
+        self.copies: dict[int, int] = {}
+        """By step in flight: blocks that it copies to and from host memory."""
         self.closed: list[int] = []
         """Sequences that the stages have yet to forget, which the next run tells them; never more than may run."""
         self.num_waiting_tokens = 0
         self.num_preempted = 0
+        self.num_recomputed_tokens = 0
+        """Computed for a second time, because their blocks were taken and not restored."""
+        self.num_promised_blocks = 0
+        """That the live sequences may come to need, each counted alone."""
+        self.write_again_seconds = 0.0
+        """When the disk is tried again after a write failed."""
         self.may_start = True
         """False once no waiting sequence found blocks, until something changes that may help."""
 
@@ -84,9 +103,11 @@ class State:
         self.cache.adopt(sequence.table, prefix)
         sequence.is_running = True
         sequence.num_computed = prefix.num_tokens
-        sequence.num_charged = max(sequence.num_charged, prefix.num_tokens)
+        self.end_fetch(sequence)
+        self.num_recomputed_tokens += max(0, sequence.num_charged - prefix.num_reached)
+        sequence.num_charged = max(sequence.num_charged, prefix.num_reached)
         if sequence.cached_tokens is None:
-            sequence.cached_tokens = prefix.num_tokens if prefix.is_cached else 0
+            sequence.cached_tokens = prefix.num_reached if prefix.is_cached else 0
         self.running[sequence.id] = sequence.request.running[sequence.id] = sequence
 
     def depart(self, sequence: Sequence, stop: int) -> None:
@@ -123,6 +144,8 @@ class State:
     def preempt(self, sequence: Sequence, now_seconds: float) -> None:
         """Take the blocks of an available sequence; it waits until its tokens can be computed again."""
         self.num_preempted += 1
+        self.cache.tiers.swap_out(sequence.table, sequence.num_computed)
+        sequence.fetch = None
         self._stop(sequence)
         self.enqueue(sequence, sequence.num_tokens, now_seconds)
 
@@ -146,14 +169,32 @@ class State:
         else:
             del self.waiting[sequence.id]
             self._count_waiting(sequence, -1)
+            self.end_fetch(sequence)
+            self.cache.tiers.discard(sequence.table)
         sequence.has_ended = True
         del self.sequences[sequence.id]
+        self.num_promised_blocks -= num_promised_blocks(sequence.request.submitted, self.limits.block_tokens)
         self.owners.leave(sequence.request.submitted.owner)
         self.may_start = True
+
+    def restored(self, sequence: Sequence, num_tokens: int) -> None:
+        """Note that so many tokens more of a running sequence are there."""
+        sequence.num_computed += num_tokens
+        if sequence.id in self.prompts and not sequence.table.pending:
+            del self.prompts[sequence.id]
+            self.make_available(sequence)
+
+    def end_fetch(self, sequence: Sequence) -> None:
+        """Let go of what a sequence waited for."""
+        if sequence.fetch is not None:
+            for stored in sequence.fetch.stored:
+                self.spool.unpin(stored)
+            sequence.fetch.stored.clear()
 
     def lose_stages(self) -> None:
         """Forget steps in flight and all KV. For when no sequence is left."""
         self.in_flight.clear()
         self.loads.clear()
+        self.copies.clear()
         self.closed.clear()
         self.cache.reset()

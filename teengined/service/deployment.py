@@ -1,11 +1,9 @@
 """One loaded model: the shell around its scheduler. Events go in, steps go to the stages, chunks to the clients."""
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,8 @@ from teengined.core.errors import (
 )
 from teengined.core.model import ModelManifest
 from teengined.protocol.messages import Deployment, RequestItem
-from teengined.protocol.worker_messages import StepDone, WorkerError
-from teengined.scheduler.events import Event, PipelineLost, PipelineReady, StepFailed, Tick
+from teengined.protocol.worker_messages import SpoolReport, StepDone, WorkerError
+from teengined.scheduler.events import PipelineLost, PipelineReady, StepFailed
 from teengined.scheduler.scheduler import Scheduler
 from teengined.service.admission import ModelLimits
 from teengined.service.answer import Answer
@@ -31,10 +29,12 @@ from teengined.service.answers import AnswerTable
 from teengined.service.disk_health import DiskHealth
 from teengined.service.draft_model import DraftModel
 from teengined.service.drafts import drafted_tokens
+from teengined.service.event_feed import EventFeed
 from teengined.service.metrics.call_meter import CallMeter
 from teengined.service.metrics.model_meter import ModelMeter
 from teengined.service.pipeline import FinishedStep, Pipeline
 from teengined.service.prompts import PromptReader
+from teengined.service.recovery import Recovery
 from teengined.service.settings import LimitSettings, WorkerSettings
 from teengined.service.speed import SpeedMeter
 from teengined.service.stages import OnProgress, StageSet
@@ -48,8 +48,6 @@ logger = logging.getLogger(__name__)
 
 # Errors after which a stage cannot take another step: its weights, its device or its neighbour are not as they were.
 _BREAKING = (PackageError, DriverError, TransportError, DeadlineExceeded)
-
-_TICK_SECONDS = 0.5
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -82,23 +80,41 @@ class LoadedModel:
     calls: CallMeter = field(default_factory=CallMeter)
     _pipeline: Pipeline = field(init=False)
     _answers: AnswerTable = field(init=False)
+    _feed: EventFeed = field(init=False)
+    _recovery: Recovery = field(init=False)
     _num_sequences: int = 0
-    _recovery: "asyncio.Task[None] | None" = None
     _ticker: "asyncio.Task[None] | None" = None
-    _idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         """Wire the parts that belong to this deployment alone."""
         self.meter = ModelMeter(len(self.stages.device_ids))
         self._answers = AnswerTable(speed=self.speed)
-        if self.draft is not None:
-            self.draft.on_event = self._advance
         self._pipeline = Pipeline(
             stages=self.stages,
             pool=self.pool,
             step_timeout=self.limits.step_timeout,
             on_finished=self._on_step_finished,
             on_broken=self._begin_recovery,
+        )
+        self._feed = EventFeed(
+            name=self.name,
+            scheduler=self.scheduler,
+            answers=self._answers,
+            pipeline=self._pipeline,
+            meter=self.meter,
+            draft=self.draft,
+            on_failed=self._give_up,
+        )
+        if self.draft is not None:
+            self.draft.on_event = self._feed.advance
+        self._recovery = Recovery(
+            name=self.name,
+            stages=self.stages,
+            pool=self.pool,
+            settings=self.worker_settings,
+            on_ready=self._on_recovered,
+            on_problem=self._on_problem,
+            on_failed=self._on_not_recovered,
         )
 
     async def open(self, on_progress: OnProgress) -> None:
@@ -107,7 +123,6 @@ class LoadedModel:
         Raises:
             TeengineError: as `StageSet.open`; what was opened is closed again.
         """
-        self._idle.set()
         self.pool.subscribe(self.id, self)
         try:
             await self.stages.open(on_progress)
@@ -115,24 +130,25 @@ class LoadedModel:
             await asyncio.shield(self.close())
             raise
         self.state = "ready"
-        self._advance(PipelineReady(), *(() if self.draft is None else (self.draft.offer(),)))
-        self._ticker = asyncio.create_task(self._tick())
+        self._feed.advance(PipelineReady(), *(() if self.draft is None else (self.draft.offer(),)))
+        self._ticker = asyncio.create_task(self._feed.tick())
 
     async def close(self) -> None:
         """Fail what still runs and close the stages. Safe to call twice."""
         await self.abandon(WorkerLost(f"{self.name} was unloaded", hint=f"`teengine load {self.name}` loads it again"))
         await self.stages.close(self.worker_settings.stop_timeout)
         self.pool.unsubscribe(self.id)
+        await asyncio.to_thread(self.stages.remove_spool)
         await asyncio.to_thread(self.text.close)
 
     async def abandon(self, error: TeengineError) -> None:
         """Fail what still runs; the stages are left to the end of their workers."""
         self.state = "unloading"
-        for task in (self._recovery, self._ticker):
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-        self._end_everything(error)
+        await self._recovery.cancel()
+        if self._ticker is not None:
+            self._ticker.cancel()
+            await asyncio.gather(self._ticker, return_exceptions=True)
+        self._feed.end_everything(error)
 
     @property
     def opened(self) -> bool:
@@ -145,7 +161,7 @@ class LoadedModel:
 
     async def wait_idle(self) -> None:
         """Return when no answer is under way or being read, nor a step whose answers were cancelled."""
-        await self._idle.wait()
+        await self._feed.wait_idle()
 
     def check_room(self, owner: str, num_choices: int) -> None:
         """Refuse a request for which there is no room now, before any work is done for it. Raises as `submit`."""
@@ -171,30 +187,30 @@ class LoadedModel:
         ended = asyncio.get_running_loop().create_future()
         answer = submission.answer(self.name, sequence_ids, self.text, ended, now)
         self._answers.add(answer)
-        self._idle.clear()
+        self._feed.note_busy()
         try:
-            self._advance(submission.event(sequence_ids, self.manifest.eos_token_ids))
+            self._feed.advance(submission.event(sequence_ids, self.manifest.eos_token_ids))
         except TeengineError:
             self._answers.take_back(answer)
-            self._note_idle()
+            self._feed.note_idle()
             raise
         return answer
 
     def cancel(self, answer: Answer) -> None:
         """Stop an answer, which ends with reason `cancelled`; at the latest with the steps in flight."""
-        self._advance(*self._answers.cancel(answer))
+        self._feed.advance(*self._answers.cancel(answer))
 
     def grant(self, answer: Answer, num_chunks: int) -> None:
         """Let more chunks of an answer go."""
         if events := self._answers.grant(answer, num_chunks):
-            self._advance(*events)
+            self._feed.advance(*events)
 
     def release(self, answer: Answer) -> None:
         """Let go of an answer; one that is not over is cancelled."""
         if not answer.ended.done():
             self.cancel(answer)
         self._answers.release(answer)
-        self._note_idle()
+        self._feed.note_idle()
 
     def requests(self) -> tuple[RequestItem, ...]:
         """Return what is under way, oldest first."""
@@ -226,12 +242,16 @@ class LoadedModel:
             experts=self.speed.experts.describe(),
             stage_bubble_seconds=tuple(meter.bubble_seconds),
             drafted=drafted_tokens(scheduler.drafted),
+            kv_tiers=replace(scheduler.tiers, problem=self._pipeline.spool_reports.problem),
         )
 
     def on_message(self, device_id: str, message: Any) -> None:
         """Take what a worker says about this deployment."""
         if isinstance(message, StepDone):
             self._pipeline.on_step_done(device_id, message)
+        elif isinstance(message, SpoolReport):
+            if (reported := self._pipeline.spool_reports.take(message)) is not None:
+                self._feed.advance(reported)
         elif isinstance(message, WorkerError):
             self._on_worker_error(device_id, message)
         else:
@@ -244,69 +264,24 @@ class LoadedModel:
         if self.state in ("ready", "unloading"):
             self._begin_recovery(error)
 
-    def _advance(self, *events: Event) -> None:
-        """Feed events, send the steps that follow from them, and only then the chunks: the stages wait for steps.
-
-        Raises:
-            QueueFull, QuotaExceeded: for `Submitted` only; nothing changed.
-        """
-        now = time.monotonic()
-        pending = deque(events)
-        try:
-            while pending or (pending := deque(self._answers.flush())):
-                self._feed(pending, now)
-                for run in self.scheduler.next_runs(now):
-                    self._answers.begin(run, now)
-                    self.meter.note_run(run, now)
-                    self._pipeline.run(run)
-                for wanted in self.scheduler.next_drafts():
-                    assert self.draft is not None, "guesses are wanted of a draft model that was never offered"
-                    self.draft.ask(wanted)
-        except PluginError as error:
-            self._give_up(error)
-        self._note_idle()
-
-    def _feed(self, pending: deque[Event], now: float) -> None:
-        while pending:
-            event = pending.popleft()
-            instructions = self.scheduler.handle(event, now)
-            self.meter.note_event(event, now)
-            for instruction in instructions:
-                self.meter.note_instruction(instruction, now)
-                pending.extend(self._answers.obey(instruction, now))
-
     def _give_up(self, error: PluginError) -> None:
         """Fail everything: with a broken policy no step can be chosen any more."""
         logger.error("%s: %s", self.name, error.message)
         self.state, self.problem = "failed", error.message
-        self._end_everything(error)
-
-    def _end_everything(self, error: TeengineError) -> None:
-        """Fail every answer, also those that a lost pipeline would leave waiting; nothing will run any more."""
-        self._pipeline.abandon()
-        for event in (PipelineLost(error=error), *self._answers.cancel_all()):
-            with contextlib.suppress(PluginError):  # Its policy may be what failed.
-                self.scheduler.handle(event, time.monotonic())
-        self._answers.fail_all(error)
-        self.meter.forget_sequences()
-        self._note_idle()
-
-    def _note_idle(self) -> None:
-        if self._answers.is_empty and not self._pipeline.busy:
-            self._idle.set()
+        self._feed.end_everything(error)
 
     def _on_step_finished(self, step: FinishedStep) -> None:
         self._answers.note_streamed(step)
         self.meter.note_step(step.parts)
         if step.error is None:
             self.speed.learn(step.parts, sum(len(part.token_ids) for part in step.run.parts))
-            self._advance(step.event)
+            self._feed.advance(step.event)
             return
         logger.error("%s: step %d failed: %s", self.name, step.run.step, step.error.message)
         if isinstance(step.error, _BREAKING):
             self._begin_recovery(step.error)
             return
-        self._advance(StepFailed(step=step.run.step, error=step.error))
+        self._feed.advance(StepFailed(step=step.run.step, error=step.error))
 
     def _on_worker_error(self, device_id: str, message: WorkerError) -> None:
         error = error_class(message.code)(f"{device_id}: {message.message}", hint=message.hint)
@@ -326,44 +301,22 @@ class LoadedModel:
         self.problem = error.message
         self._pipeline.abandon()
         if self.state != "ready":
-            self._end_everything(error)  # On its way out: nothing runs any more, and nothing needs to come back.
+            self._feed.end_everything(error)  # On its way out: nothing runs any more, and nothing needs to come back.
             return
         self.state = "loading"
-        self._advance(PipelineLost(error=error))
-        if self._recovery is None or self._recovery.done():
-            self._recovery = asyncio.create_task(self._recover())
-            self._recovery.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._feed.advance(PipelineLost(error=error))
+        self._recovery.begin()
 
-    async def _recover(self) -> None:
-        """Open the stages again until it works, an error is final, or the workers failed too often."""
-        for _ in range(self.worker_settings.max_failures):
-            await self.stages.close(self.worker_settings.stop_timeout)
-            try:
-                await self.stages.open(lambda _: None)
-            except TeengineError as error:
-                self.problem = error.message
-                logger.error("%s cannot be opened again: %s", self.name, error.message)  # noqa: TRY400 - no trace of ours
-                failures = max(self.pool.num_failures(device_id) for device_id in self.stages.device_ids)
-                if not error.retryable or failures >= self.worker_settings.max_failures:
-                    break
-            except Exception as error:  # The edge: whoever waits must not wait for a task that died.
-                self.problem = f"opening its stages failed: {error!r:.200}"
-                logger.exception("%s cannot be opened again", self.name)
-                break
-            else:
-                # While it came back, someone may have begun to unload it, which its waiting answers may still see.
-                self.state, self.problem = "ready" if self.state == "loading" else self.state, ""
-                logger.info("%s is ready again", self.name)
-                self._advance(PipelineReady())
-                return
+    def _on_recovered(self) -> None:
+        # While it came back, someone may have begun to unload it, which its waiting answers may still see.
+        self.state, self.problem = "ready" if self.state == "loading" else self.state, ""
+        logger.info("%s is ready again", self.name)
+        self._feed.advance(PipelineReady())
+
+    def _on_problem(self, problem: str) -> None:
+        self.problem = problem
+
+    def _on_not_recovered(self) -> None:
         self.state = "failed"
         error = WorkerLost(f"{self.name} has failed: {self.problem}", hint=f"`teengine load {self.name}` again")
-        self._end_everything(error)
-
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(_TICK_SECONDS)
-            try:
-                self._advance(Tick())
-            except Exception:  # Without ticks no deadline would be held any more.
-                logger.exception("%s: a tick failed", self.name)
+        self._feed.end_everything(error)

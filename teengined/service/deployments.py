@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,8 +15,8 @@ from teengined.core.errors import CapacityError, Conflict, Draining, UnknownMode
 from teengined.core.model import ModelManifest
 from teengined.core.plan import Plan, Tier
 from teengined.modelpack.verify import check_companions
-from teengined.placement.inputs import PlanningInput
 from teengined.protocol.messages import Deployment, Loaded, LoadModel, LoadProgress
+from teengined.scheduler.limits import SpoolLimits
 from teengined.scheduler.scheduler import Scheduler, SchedulerLimits
 from teengined.service.admission import ModelLimits
 from teengined.service.deployment import LoadedModel
@@ -30,6 +31,7 @@ from teengined.service.rendering.exchange import RenderBounds
 from teengined.service.segments import parser_for
 from teengined.service.settings import Config
 from teengined.service.speed import SpeedMeter
+from teengined.service.spool import SpoolDirectory, spool_limits
 from teengined.service.stages import StageOptions, StageSet
 from teengined.service.text import TextCodec
 from teengined.service.workers import WorkerPool
@@ -51,6 +53,7 @@ class DeploymentSet:
     planner: Planner
     pool: WorkerPool
     runtime_dir: Path
+    spool: SpoolDirectory
     disks: DiskHealth = field(default_factory=lambda: DiskHealth(paths=()))
     draining: bool = False
     _models: dict[str, LoadedModel] = field(default_factory=dict[str, LoadedModel])
@@ -206,8 +209,12 @@ class DeploymentSet:
             raise
         self._num_loads += 1
         deployment_id = f"d{self._num_loads}"
+        spool = spool_limits(config.kv, planned, available_memory_bytes())
         options = StageOptions(
             package_dir=package_dir,
+            num_host_slots=spool.num_host_slots,
+            num_disk_slots=spool.num_disk_slots,
+            spool_dir=self.spool.make(deployment_id) if spool.num_disk_slots else None,
             address_dir=self.runtime_dir / "stages" / deployment_id,
             verify=request.verify,
             direct_io=self._wants_direct_io(planned.manifest, plan),
@@ -232,7 +239,7 @@ class DeploymentSet:
             request_limits=_request_limits(config, name, planned),
             scheduler=Scheduler(
                 policy,
-                with_drafts(_scheduler_limits(config, plan, planned.planning), config.speculation, request),
+                with_drafts(_scheduler_limits(config, planned, spool), config.speculation, request),
                 ready=False,
             ),
             speed=SpeedMeter(plan, planned.profiles.host.disk_read_bytes_per_second),
@@ -270,7 +277,8 @@ class DeploymentSet:
         return streamed > available_memory_bytes()
 
 
-def _scheduler_limits(config: Config, plan: Plan, planning: PlanningInput) -> SchedulerLimits:
+def _scheduler_limits(config: Config, planned: Planned, spool: SpoolLimits) -> SchedulerLimits:
+    plan, planning = planned.plan, planned.planning
     # A stage that streams reads its weights once for each step: steps side by side would read them once for each.
     streams = any(stage.streamed_bytes for stage in plan.stages)
     return SchedulerLimits(
@@ -286,6 +294,8 @@ def _scheduler_limits(config: Config, plan: Plan, planning: PlanningInput) -> Sc
         num_microbatches=1 if streams else len(plan.stages),
         prefix_cache=config.batching.prefix_cache,
         prompt_stretch=config.batching.prompt_stretch,
+        max_promised_blocks=math.ceil(config.limits.max_promised_kv * planning.num_blocks),
+        spool=spool,
     )
 
 

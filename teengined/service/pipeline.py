@@ -9,6 +9,7 @@ from teengined.core.errors import DeadlineExceeded, InternalError, TeengineError
 from teengined.protocol.worker_messages import StepDone
 from teengined.scheduler.events import Run, StepCompleted, StepFailed
 from teengined.service.bubbles import PipelineMeter
+from teengined.service.spool_reports import SpoolReports
 from teengined.service.stages import StageSet
 from teengined.service.workers import WorkerPool
 
@@ -37,6 +38,7 @@ class FinishedStep:
             prompt_logprobs=self.last.prompt_logprobs,
             vectors=self.last.vectors,
             seconds=max(part.seconds for part in self.parts),
+            copy_seconds=max(part.copy_seconds for part in self.parts),
         )
 
 
@@ -60,6 +62,7 @@ class Pipeline:
     """Called when no step can follow: the oldest took too long (workers that did not finish it are being killed), or
     one could not be sent."""
     meter: PipelineMeter = field(init=False)
+    spool_reports: SpoolReports = field(init=False)
     _steps: dict[int, _StepInFlight] = field(default_factory=dict[int, _StepInFlight])
     """Oldest first."""
     _deadline: "asyncio.TimerHandle | None" = None
@@ -67,6 +70,7 @@ class Pipeline:
     def __post_init__(self) -> None:
         """Meter the stages."""
         self.meter = PipelineMeter(len(self.stages.device_ids))
+        self.spool_reports = SpoolReports(num_stages=len(self.stages.device_ids))
 
     @property
     def busy(self) -> bool:
@@ -76,6 +80,7 @@ class Pipeline:
     def run(self, run: Run) -> None:
         """Give a step to every stage."""
         self._steps[run.step] = _StepInFlight(run=run)
+        self.spool_reports.expect(run.moves)
         self.meter.start(time.monotonic())
         if self._deadline is None:
             self._watch_oldest()
@@ -89,6 +94,7 @@ class Pipeline:
     def abandon(self) -> None:
         """Forget the steps under way: their stages are lost, or about to be closed."""
         self._steps.clear()
+        self.spool_reports.abandon()
         self.meter.abandon()
         self._watch_oldest()
 

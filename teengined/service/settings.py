@@ -136,6 +136,12 @@ class LimitSettings:
         128, "sequences", "As max_waiting, for one user: half of all, so that others find room.", minimum=0
     )
     max_owner_waiting_tokens: int = setting(1 << 19, "tokens", "As max_waiting_tokens, for one user.", minimum=1)
+    max_promised_kv: float = setting(
+        64.0,
+        "times",
+        "Of a deployment's KV, that all its requests together may come to need; 0: any. max_waiting whole contexts.",
+        minimum=0,
+    )
     max_request_time: float = setting(
         3600.0, "seconds", "Longest answer; a model streamed from disk may take minutes for a few tokens.", minimum=0.1
     )
@@ -224,6 +230,29 @@ class KvSettings:
     )
     dtype: Literal["auto", "int8"] = setting(
         "auto", "word", "The compute dtype; int8 halves KV or better, and changes the numbers a little."
+    )
+    host_spool: int = setting(
+        256 * MIB,
+        "bytes",
+        "Of host memory, for each deployment, taken as it is used: KV that gave way comes back by copying. At most an "
+        "eighth of what is free; 0: it is computed again.",
+        minimum=0,
+    )
+    disk_spool: int = setting(
+        0,
+        "bytes",
+        "Of files, for each deployment, by way of host_spool. Writing wears a disk: who wants it asks for it.",
+        minimum=0,
+    )
+    spool_dir: str = setting("", "path", "A fast local disk; empty: `spool` in the state directory.")
+    checkpoint_tokens: int = setting(
+        0,
+        "tokens",
+        "Every so many, a running answer's KV is copied to the spool, and outlives its worker on disk. 0: never.",
+        minimum=0,
+    )
+    max_restore: int = setting(
+        64 * MIB, "bytes", "Copied back in one step: some 20 ms in which others wait for their tokens.", minimum=1
     )
 
 

@@ -45,6 +45,11 @@ class StageOptions:
     block_tokens: int
     kv_dtype: str
     numerics: str
+    num_host_slots: int = 0
+    num_disk_slots: int = 0
+    spool_dir: Path | None = None
+    """Private directory for the stages' spool files, where there are disk slots. It outlives the stages; `remove_spool`
+    removes it."""
 
 
 class StageSet:
@@ -107,6 +112,11 @@ class StageSet:
         finally:
             shutil.rmtree(self._options.address_dir, ignore_errors=True)
 
+    def remove_spool(self) -> None:
+        """Remove the spool files: no stage will be opened any more."""
+        if self._options.spool_dir is not None:
+            shutil.rmtree(self._options.spool_dir, ignore_errors=True)
+
     def run(self, run: Run) -> None:
         """Give one step to every stage."""
         order = RunStep(
@@ -116,6 +126,9 @@ class StageSet:
             closed=run.closed,
             opened=run.opened,
             copies=run.copies,
+            spooled=run.spooled,
+            restored=run.restored,
+            moves=run.moves,
         )
         self._pool.send_all(self.device_ids, order)
 
@@ -186,6 +199,9 @@ class StageSet:
             kv_dtype=options.kv_dtype,
             numerics=options.numerics,
             expert_policy=options.streaming.expert_policy,
+            num_host_slots=options.num_host_slots,
+            num_disk_slots=options.num_disk_slots,
+            spool_path="" if options.spool_dir is None else str(options.spool_dir / f"stage{stage.index}"),
         )
 
     async def _wait_for(self, expected: type, indexes: set[int], timeout_seconds: float) -> None:

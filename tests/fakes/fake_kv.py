@@ -34,6 +34,10 @@ class FakeKV:
     def __init__(self, order: OpenStage) -> None:
         self.block_tokens = order.block_tokens
         self.blocks: list[list[int | None]] = [[None] * order.block_tokens for _ in range(order.num_blocks)]
+        self.host: list[list[int | None]] = [[] for _ in range(order.num_host_slots)]
+        self.disk: dict[int, list[int | None]] = {}
+        self.private: set[int] = set()
+        """Blocks that were restored in part, and so belong to whoever gets them next."""
         self.owners: dict[int, int] = {}
         self.sequences: dict[int, OpenSequence] = {}
         self.next_step = 0
@@ -50,12 +54,30 @@ class FakeKV:
         for opened in step.opened:
             check(opened.sequence_id not in self.sequences, f"sequence {opened.sequence_id} is open already")
             self.sequences[opened.sequence_id] = OpenSequence(opened)
+        self.spool(step)
         for part in step.parts:
             self.extend(part)
         for copy in step.copies:
             self.copy(copy)
         ids = [part.sequence_id for part in step.parts]
         check(len(set(ids)) == len(ids), "a sequence has two parts in one step")
+
+    def spool(self, step: RunStep) -> None:
+        for stored in step.spooled:
+            self.host[stored.slot] = list(self.blocks[stored.block])
+        for restored in step.restored:
+            check(restored.block not in self.owners, f"block {restored.block} is restored and somebody's")
+            content = self.host[restored.slot][: restored.num_tokens]
+            check(None not in content, f"slot {restored.slot} holds less than {restored.num_tokens} tokens")
+            self.blocks[restored.block] = content + [None] * (self.block_tokens - restored.num_tokens)
+            self.private.discard(restored.block)
+            if restored.num_tokens < self.block_tokens:
+                self.private.add(restored.block)
+        for move in step.moves:
+            if move.to_disk:
+                self.disk[move.disk] = list(self.host[move.host])
+            else:
+                self.host[move.host] = list(self.disk[move.disk])
 
     def extend(self, part: SequencePart) -> None:
         sequence = self.of(part.sequence_id)
@@ -67,7 +89,8 @@ class FakeKV:
         check(part.start_position in known, f"part begins at {part.start_position}, not {sequence.length}")
         for index, block in enumerate(part.new_blocks):
             check(0 <= block < len(self.blocks), f"there is no block {block}")
-            if index >= num_shared:
+            if index >= num_shared or block in self.private:
+                self.private.discard(block)
                 self.own(sequence, block)
         sequence.table += part.new_blocks
         needed = part.start_position + len(part.token_ids)

@@ -38,6 +38,7 @@ from teengined.protocol.worker_messages import (
     SampledToken,
     SequencePart,
     Shutdown,
+    SpoolReport,
     StageClosed,
     StageOpened,
     StageProgress,
@@ -127,6 +128,8 @@ class FakeWorker:
             vectors=answers.get("vectors", ()),
         )
         self.send(done)
+        if step.moves:
+            self.send(SpoolReport(deployment_id=step.deployment_id, stage_index=order.stage.index, done=step.moves))
 
     def answers(self, step: RunStep, sequences: list[OpenSequence]) -> dict[str, tuple[Any, ...]] | None:
         """Return what the last stage has to say; None where it misbehaved instead."""

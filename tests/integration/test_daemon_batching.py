@@ -172,6 +172,34 @@ def test_sequences_that_outgrow_the_kv_give_it_up_and_still_answer(daemon: Runni
     client.unload("tight")
 
 
+def test_what_gave_way_comes_back_from_disk_and_ps_tells_of_it():
+    settings = '[kv]\nhost_spool = "64KiB"\ndisk_spool = "1MiB"\n[streaming]\nmax_step_tokens = 16'
+    with RunningDaemon(worker_arguments=', "--step-seconds", "0.002"', settings=settings) as running:
+
+        async def one(connected: AsyncClient, index: int) -> str:
+            prompt = repeated("abcdefgh"[index % 8], 20, index)
+            return text_of([event async for event in connected.generate(ask(prompt, 100))])
+
+        async def all_of_them() -> list[str]:
+            async with AsyncClient(running.endpoint) as connected, asyncio.timeout(60):
+                return await asyncio.gather(*(one(connected, index) for index in range(12)))
+
+        with running.client() as client:
+            running.load(client, context_tokens=128, num_slots=1)
+            together = asyncio.run(all_of_them())
+            (deployment,) = client.deployments().deployments
+            alone = [text_of(list(client.generate(ask(repeated("abcdefgh"[i % 8], 20, i), 100)))) for i in range(12)]
+            files = list((running.directory).rglob("stage0"))
+
+    tiers = deployment.kv_tiers
+    assert together == alone
+    assert deployment.num_preempted > 0
+    assert tiers.num_host_slots > 0
+    assert min(tiers.num_spooled, tiers.num_restored) > 0
+    assert tiers.compute_block_seconds > 0
+    assert [file for file in files if file.is_file()] == []
+
+
 def test_deployment_tells_how_it_is_used(client: Client):
     events = client.generate(ask("abc" * 20, max_tokens=500))
     for _ in range(100):

@@ -41,6 +41,17 @@ def _kv_of(deployment: Deployment) -> str:
     return f"{used}+{percent(cached)}" if deployment.num_cached_blocks else used
 
 
+def _spooled_of(deployment: Deployment) -> str:
+    """Return which share of the room below the devices is in use, such as `host 40% disk 3%`."""
+    tiers = deployment.kv_tiers
+    rooms = (
+        ("host", tiers.num_host_blocks, tiers.num_host_slots),
+        ("disk", tiers.num_disk_blocks, tiers.num_disk_slots),
+    )
+    shares = " ".join(f"{name} {percent(used / slots)}" for name, used, slots in rooms if slots)
+    return f"{shares}: {tiers.problem}" if tiers.problem else shares
+
+
 def _share_of(deployment: Deployment) -> str:
     """Return how near the last answers came to the bound."""
     if min(deployment.tokens_per_second, deployment.bound_tokens_per_second) <= 0:
@@ -81,6 +92,7 @@ COLUMNS: tuple[Column[Deployment], ...] = (
     Column(header="RUN", cell=lambda item: str(item.num_running), right=True),
     Column(header="WAIT", cell=lambda item: str(item.num_queued), right=True),
     Column(header="KV", cell=_kv_of, right=True),
+    Column(header="SPOOL", cell=_spooled_of),
     Column(header="ALL TOK/S", cell=lambda item: rate(item.total_tokens_per_second), right=True),
     Column(header="TOK/S", cell=lambda item: rate(item.tokens_per_second), right=True),
     Column(header="BOUND", cell=lambda item: rate(item.bound_tokens_per_second), right=True),
@@ -100,7 +112,8 @@ def command(invocation: Invocation, prefix: str, output: OutputFormat) -> None:
     """List the loaded models whose names begin with PREFIX.
 
     PLACEMENT tells where the bytes rest. RUN and WAIT count sequences, KV the share of its memory that they hold, and
-    after a plus what is kept for prompts that begin alike. ALL TOK/S is of all answers together in the last seconds,
+    after a plus what is kept for prompts that begin alike. SPOOL is the share of the room for KV in host memory and on
+    disk that is in use. ALL TOK/S is of all answers together in the last seconds,
     TOK/S what the last answers reached each, BOUND what the hardware allows one, SHARE how near they came. EXPERTS
     tells how often a routed expert was cached when it was asked for, how often the best cache would have had it, and
     by which policy. BUBBLES tells for each stage the share of the time in which it waited for the others, DRAFTS

@@ -14,8 +14,10 @@ from teengined.protocol.worker_messages import (
     SampledToken,
     SequenceOpen,
     SequencePart,
+    SlotMove,
 )
 from teengined.scheduler.events import Run, StepCompleted
+from teengined.scheduler.limits import SpoolLimits
 
 NUM_TOKEN_IDS = 6
 EOS = 5
@@ -34,8 +36,12 @@ class Known:
 
 
 class ModelWorker:
-    def __init__(self, num_blocks: int, block_tokens: int) -> None:
+    def __init__(self, num_blocks: int, block_tokens: int, spool: SpoolLimits | None = None) -> None:
         self.block_tokens = block_tokens
+        spool = spool or SpoolLimits()
+        self.host: list[list[bytes | None]] = [[] for _ in range(spool.num_host_slots)]
+        self.disk: list[list[bytes | None]] = [[] for _ in range(spool.num_disk_slots)]
+        self.moving: list[SlotMove] = []
         self.blocks: list[list[bytes | None]] = [[None] * block_tokens for _ in range(num_blocks)]
         self.known: dict[int, Known] = {}
 
@@ -48,6 +54,7 @@ class ModelWorker:
             assert opening.sequence_id not in self.known, f"opened {opening.sequence_id} twice"
             assert opening.pooling != "mean" or starts[opening.sequence_id] == 0, "a mean needs every row"
             self.known[opening.sequence_id] = Known(opening)
+        self._spool(run)
         for part in run.parts:
             self.known[part.sequence_id].table += part.new_blocks
         assert {item.sequence_id for item in (*run.opened, *run.copies)} <= {item.sequence_id for item in run.parts}
@@ -68,6 +75,36 @@ class ModelWorker:
             assert table[copy.index] == copy.source
             table[copy.index] = copy.target
             self.blocks[copy.target] = list(self.blocks[copy.source])
+
+    def _spool(self, run: Run) -> None:
+        busy = {move.host for move in self.moving}
+        assert len({copy.slot for copy in run.spooled}) == len(run.spooled)
+        assert not busy & {copy.slot for copy in run.spooled}, "a slot is written to while it moves"
+        for copy in run.spooled:
+            self.host[copy.slot] = list(self.blocks[copy.block])
+        assert not {move.host for move in self.moving if not move.to_disk} & {copy.slot for copy in run.restored}
+        held = {block_id for known in self.known.values() for block_id in known.table}
+        assert not held & {copy.block for copy in run.restored}, "a block that is somebody's is written over"
+        for copy in run.restored:
+            content = self.host[copy.slot]
+            assert None not in content[: copy.num_tokens]
+            self.blocks[copy.block] = content[: copy.num_tokens] + [None] * (self.block_tokens - copy.num_tokens)
+        for move in run.moves:
+            assert not any(_touch(move, other) for other in self.moving)
+            self.moving.append(move)
+            if not move.to_disk:
+                assert move.digests == (b"right",)
+                self.host[move.host] = [b"half"] * self.block_tokens
+            else:
+                self.disk[move.disk] = [b"half"] * self.block_tokens
+
+    def end_move(self, move: SlotMove, *, fails: bool) -> None:
+        """Let a move be over: what was at its source until now arrives, or nonsense."""
+        self.moving.remove(move)
+        if move.to_disk:
+            self.disk[move.disk] = [b"half"] if fails else list(self.host[move.host])
+        elif not fails:
+            self.host[move.host] = list(self.disk[move.disk])
 
     def _check_writers(self, run: Run) -> None:
         holders: dict[int, set[int]] = {}
@@ -126,6 +163,10 @@ def guessed(part: SequencePart, right: list[bytes]) -> list[bytes]:
     for token_id in part.token_ids[len(part.token_ids) - part.num_drafted :]:
         prints.append(fingerprint(prints[-1], token_id))
     return prints
+
+
+def _touch(one: SlotMove, other: SlotMove) -> bool:
+    return one.host == other.host or one.disk == other.disk
 
 
 def told_positions(opening: SequenceOpen, part: SequencePart) -> range:

@@ -2,6 +2,7 @@ import pytest
 
 from teengined.core.errors import CapacityError, ContextTooLong, QueueFull, QuotaExceeded, RequestError
 from teengined.core.request import Goal
+from teengined.scheduler.events import Cancelled
 from tests.unit.scheduler.machine import next_run, scheduler, submitted
 
 
@@ -122,3 +123,27 @@ def test_no_room_is_told_where_prompt_tokens_wait():
 
     with pytest.raises(QueueFull, match="10 prompt tokens wait already; the limit is 10"):
         machine.check_room("someone", 1)
+
+
+def test_more_kv_than_may_be_promised_is_refused_until_some_is_given_back():
+    machine = scheduler(max_promised_blocks=6, max_waiting=20)
+    machine.handle(submitted(1, prompt=(1,) * 9, max_tokens=4), 0.0)  # Three blocks, and as many for the next.
+    machine.handle(submitted(2, prompt=(1,) * 9, max_tokens=4), 0.0)
+
+    with pytest.raises(QueueFull, match="6 blocks of KV are promised already") as refused:
+        machine.handle(submitted(3, prompt=(1,), max_tokens=1), 0.0)
+    with pytest.raises(QueueFull):
+        machine.check_room("someone", 1)
+
+    assert (refused.value.retry_after_seconds or 0) > 0
+    machine.handle(Cancelled(sequence_id=1), 0.0)
+    machine.handle(submitted(3, prompt=(1,), max_tokens=1), 0.0)
+    assert machine.tiers.num_promised_blocks == 4
+
+
+def test_one_request_alone_may_have_all_the_kv():
+    machine = scheduler(max_promised_blocks=1)
+
+    machine.handle(submitted(1, prompt=(1,) * 9, max_tokens=4), 0.0)
+
+    assert machine.num_waiting == 1

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -11,7 +11,7 @@ from teengined.core.request import FinishReason, Goal
 from teengined.core.sampling import SamplingParams
 from teengined.interfaces.policy import SchedulingPolicy
 from teengined.kvcache.prefix import PrefixIndex
-from teengined.protocol.worker_messages import SampledToken, SequenceOpen
+from teengined.protocol.worker_messages import SampledToken, SequenceOpen, SlotMove
 from teengined.scheduler.events import (
     Cancelled,
     DraftModelOffered,
@@ -24,6 +24,7 @@ from teengined.scheduler.events import (
     PipelineLost,
     PipelineReady,
     Run,
+    SpoolReported,
     StepCompleted,
     StepFailed,
     Stopped,
@@ -31,7 +32,9 @@ from teengined.scheduler.events import (
     Tell,
     Tick,
 )
+from teengined.scheduler.limits import SpoolLimits
 from teengined.scheduler.lookup import LookupIndex
+from teengined.scheduler.restore_costs import Speeds
 from teengined.scheduler.scheduler import Scheduler, SchedulerLimits
 from teengined.scheduler.speculation import Speculation
 from teengined_plugins.policies.fair import FairScheduling
@@ -131,13 +134,20 @@ class Story:
             max_drafted=rng.choice([0, 1, 3, 8]),
             lookup_tokens=rng.choice([0, 4, 100]),
             draft_wait_seconds=rng.choice([1.0, 5.0, 1000.0]),
+            max_promised_blocks=rng.choice([0, 0, 0, 20]),
+            spool=SpoolLimits(
+                num_host_slots=rng.choice([0, 0, 1, 3, 8, 40]),
+                num_disk_slots=rng.choice([0, 0, 2, 6, 40]),
+                max_restored_blocks=rng.choice([1, 2, 64]),
+                checkpoint_tokens=rng.choice([0, 0, 3]),
+                speeds=rng.choice([Speeds(), Speeds(token_seconds=5.0), Speeds(host_block_seconds=1.0)]),
+            ),
         )
         self.policy = rng.choice([FifoScheduling, FairScheduling, Whimsical])()
         self.machine = Scheduler(self.policy, self.limits, ready=rng.random() < 0.9)
         if rng.random() < 0.2:  # No two blocks have different digests: only the tokens tell them apart.
             cache = self.machine._state.cache
-            cache._index = PrefixIndex(digest=lambda parent, content: b"same")
-            cache.pool._on_evict = cache._index.forget
+            cache._index = cache.tiers.index = PrefixIndex(digest=lambda parent, content: b"same")
         if moody := rng.random() < 0.7:
             self.machine._state.speculation = Moody(max_drafted=self.limits.max_drafted)
             self.machine._state.speculation.rng = rng
@@ -145,7 +155,7 @@ class Story:
         self.ready = self.machine.ready
         self.capacity = self.limits.num_blocks * self.limits.block_tokens
         self.prefixes = [self.tokens(rng.randint(0, min(24, self.capacity))) for _ in range(3)]
-        self.worker = ModelWorker(self.limits.num_blocks, self.limits.block_tokens)
+        self.worker = ModelWorker(self.limits.num_blocks, self.limits.block_tokens, self.limits.spool)
         self.lives: dict[int, Life] = {}
         self.in_flight: list[tuple[Run, Event]] = []
         self.next_id = 0
@@ -173,9 +183,14 @@ class Story:
             self.take(PipelineReady())
         for _ in range(20_000):
             self.ask()
-            if not self.in_flight and not self.asked:
+            if self.worker.moving and (not self.in_flight or self.random.random() < 0.3):
+                self.take(self.report())
+            elif self.in_flight:
+                self.take(self.completion())
+            elif self.asked:
+                self.take(self.guess())
+            else:
                 break
-            self.take(self.completion() if self.in_flight else self.guess())
 
     # --- the world ---
 
@@ -197,6 +212,8 @@ class Story:
             return PipelineLost(error=WorkerLost("gone"))
         if not self.ready:
             return PipelineReady()
+        if choice < 0.5 and self.worker.moving:
+            return self.report()
         return self.completion() if self.in_flight else Tick()
 
     def guess(self) -> GuessArrived:
@@ -217,6 +234,16 @@ class Story:
 
     def completion(self) -> Event:
         return self.in_flight.pop(0)[1]
+
+    def report(self) -> SpoolReported:
+        """Some moves are over, in any order."""
+        done: list[SlotMove] = []
+        failed: list[SlotMove] = []
+        for move in self.random.sample(self.worker.moving, self.random.randint(1, len(self.worker.moving))):
+            fails = self.random.random() < self.faults
+            self.worker.end_move(move, fails=fails)
+            (failed if fails else done).append(replace(move, digests=(b"right",)) if move.to_disk else move)
+        return SpoolReported(done=tuple(done), failed=tuple(failed), fetch_seconds=0.0)
 
     def submission(self) -> Submitted:
         rng = self.random
@@ -261,7 +288,9 @@ class Story:
         before = self.counts()
         if isinstance(event, PipelineReady):
             self.ready, self.next_step = True, 0
-            self.worker = ModelWorker(self.limits.num_blocks, self.limits.block_tokens)
+            disk = self.worker.disk  # A file outlives the worker that wrote it.
+            self.worker = ModelWorker(self.limits.num_blocks, self.limits.block_tokens, self.limits.spool)
+            self.worker.disk = disk
         try:
             instructions = self.machine.handle(event, self.now)
         except (CapacityError, RequestError) as error:
@@ -349,12 +378,30 @@ class Story:
             self.send(run)
         live = {sequence_id for sequence_id, life in self.lives.items() if life.end is None}
         assert self.machine.num_running + self.machine.num_waiting == len(live)
+        fetching = any(not move.to_disk for move in self.worker.moving)
         self.asked += self.machine.next_drafts()
         self.num_asked += bool(self.asked)
-        assert self.in_flight or not live or not self.ready or self.asked, "nothing runs, and something could"
+        assert self.in_flight or not live or not self.ready or self.asked or fetching, (
+            "nothing runs, and something could"
+        )
+        self.check_slots()
         assert len(self.in_flight) == len(self.machine._state.in_flight) <= self.limits.num_microbatches
         assert len(self.machine._state.closed) <= self.limits.max_running
         assert self.machine.num_running <= self.limits.max_running
+
+    def check_slots(self) -> None:
+        """Every slot is free, busy, or in one table."""
+        spool, limits = self.machine._state.spool, self.limits.spool
+        tables = [*spool._dirty.values(), *spool._clean.values(), *spool._moving.values(), *spool._below.values()]
+        waiting = self.machine._state.sequences.values()
+        pinned = [item.stored for sequence in waiting for item in sequence.table.pending]
+        pinned += [stored for sequence in waiting if sequence.fetch for stored in sequence.fetch.stored]
+        everything = {id(stored): stored for stored in (*tables, *pinned)}.values()
+        hosts = [stored.host for stored in everything if stored.host is not None] + spool._free_host
+        disks = [stored.disk for stored in everything if stored.disk is not None] + spool._free_disk
+        assert sorted(hosts) == list(range(limits.num_host_slots))
+        assert sorted(disks) == list(range(limits.num_disk_slots))
+        assert not spool.num_failed or self.faults
 
     def send(self, run: Run) -> None:
         assert run.step == self.next_step
@@ -399,7 +446,9 @@ class Story:
         live_busy = [sequence_id for sequence_id in busy if self.lives[sequence_id].end is None]
         assert len(set(mine)) == len(mine)
         assert not set(mine) & set(live_busy)
-        assert 1 <= sum(len(part.token_ids) for part in run.parts) <= self.limits.max_step_tokens
+        assert sum(len(part.token_ids) for part in run.parts) <= self.limits.max_step_tokens
+        assert run.parts or run.restored or run.moves, "a run for nothing"
+        assert len(run.restored) <= self.limits.spool.max_restored_blocks
         for opening in run.opened:
             life = self.lives[opening.sequence_id]
             assert opening.choice == life.choice
@@ -442,6 +491,10 @@ class Story:
         assert pool.num_free + pool.num_cached == self.limits.num_blocks
         assert set(self.worker.known) == set(machine._state.closed)
         self.check_told()
+        self.check_slots()
+        assert all(stored.num_pins == 0 for stored in machine._state.spool._moving.values())
+        assert machine._state.num_promised_blocks == 0
+        assert not machine._state.copies
 
     def check_told(self) -> None:
         requests: dict[tuple[int, ...], list[Life]] = {}

@@ -3,11 +3,11 @@ import asyncio
 import pytest
 
 from teengined.scheduler.events import Event, Tick
-from teengined.service import deployment
-from teengined.service.deployment import LoadedModel
+from teengined.service import event_feed
+from teengined.service.event_feed import EventFeed
 
 
-class Troubled(LoadedModel):
+class Troubled(EventFeed):
     """Fails at its first tick."""
 
     def __init__(self) -> None:
@@ -15,7 +15,7 @@ class Troubled(LoadedModel):
         self.ticks: list[Event] = []
         self.went_on = asyncio.Event()
 
-    def _advance(self, *events: Event) -> None:
+    def advance(self, *events: Event) -> None:
         self.ticks += events
         if len(self.ticks) == 1:
             raise RuntimeError("a bug")
@@ -23,11 +23,11 @@ class Troubled(LoadedModel):
 
 
 def test_a_tick_that_fails_is_told_and_not_the_last(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    monkeypatch.setattr(deployment, "_TICK_SECONDS", 0.0)
+    monkeypatch.setattr(event_feed, "_TICK_SECONDS", 0.0)
 
     async def story() -> list[Event]:
         model = Troubled()
-        ticking = asyncio.create_task(model._tick())
+        ticking = asyncio.create_task(model.tick())
         async with asyncio.timeout(20):
             await model.went_on.wait()
         ticking.cancel()
