@@ -19,6 +19,19 @@ typedef struct {
 } te_int8_linear;
 
 typedef struct {
+    const void *x;         /* (num_rows, num_inputs) of dtype, rows x_stride elements apart */
+    const uint8_t *codes;  /* (num_outputs, num_inputs / 2) */
+    const uint8_t *books;  /* (num_outputs, num_inputs / 16) */
+    const int8_t *tables;  /* (256, 16), on a boundary of 16 bytes */
+    const float *scale;    /* (num_outputs) */
+    const float *bias;     /* (num_outputs), or NULL */
+    void *y;               /* (num_rows, num_outputs) of dtype */
+    uint8_t *digits;       /* scratch: num_rows * num_digits * te_int4_stride(num_inputs) bytes */
+    float *units;          /* scratch: num_rows */
+    int64_t num_rows, num_inputs, num_outputs, x_stride, num_digits, dtype, num_threads;
+} te_int4_linear;
+
+typedef struct {
     const uint16_t *x;      /* (num_rows, num_inputs) bf16, rows x_stride elements apart */
     const uint16_t *weight; /* (num_outputs, num_inputs) bf16 */
     const float *bias;      /* (num_outputs), or NULL */
@@ -44,6 +57,9 @@ typedef struct {
 int te_has_int8_linear(void);
 int64_t te_int8_stride(int64_t num_inputs);
 void te_int8_linear_run(const te_int8_linear *call);
+int te_has_int4_linear(void);
+int64_t te_int4_stride(int64_t num_inputs);
+void te_int4_linear_run(const te_int4_linear *call);
 int te_has_bf16_linear(void);
 void te_bf16_linear_run(const te_bf16_linear *call);
 int te_has_attention(void);

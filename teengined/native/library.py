@@ -8,7 +8,15 @@ from pathlib import Path
 
 from teengined.native.compiler import CompilerMissing, compiled_library
 
-__all__ = ["AttentionCall", "Bf16LinearCall", "Int8LinearCall", "KernelLibrary", "kernel_library", "missing_reason"]
+__all__ = [
+    "AttentionCall",
+    "Bf16LinearCall",
+    "Int4LinearCall",
+    "Int8LinearCall",
+    "KernelLibrary",
+    "kernel_library",
+    "missing_reason",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +32,17 @@ class Int8LinearCall(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "weight", "scale", "bias", "y", "digits", "units")),
+        *((name, ctypes.c_int64) for name in ("num_rows", "num_inputs", "num_outputs", "x_stride", "num_digits")),
+        *((name, ctypes.c_int64) for name in ("dtype", "num_threads")),
+    )
+
+
+class Int4LinearCall(ctypes.Structure):
+    """`te_int4_linear` of kernels.h, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "codes", "books", "tables", "scale", "bias", "y")),
+        *((name, ctypes.c_void_p) for name in ("digits", "units")),
         *((name, ctypes.c_int64) for name in ("num_rows", "num_inputs", "num_outputs", "x_stride", "num_digits")),
         *((name, ctypes.c_int64) for name in ("dtype", "num_threads")),
     )
@@ -62,21 +81,28 @@ class KernelLibrary:
             OSError: it cannot be loaded.
         """
         library = ctypes.CDLL(str(path))
-        for name in ("te_has_int8_linear", "te_has_bf16_linear", "te_has_attention"):
+        for name in ("te_has_int8_linear", "te_has_int4_linear", "te_has_bf16_linear", "te_has_attention"):
             getattr(library, name).restype = ctypes.c_int
         library.te_int8_stride.argtypes = [ctypes.c_int64]
         library.te_int8_stride.restype = ctypes.c_int64
         library.te_int8_linear_run.argtypes = [ctypes.POINTER(Int8LinearCall)]
         library.te_int8_linear_run.restype = None
+        library.te_int4_stride.argtypes = [ctypes.c_int64]
+        library.te_int4_stride.restype = ctypes.c_int64
+        library.te_int4_linear_run.argtypes = [ctypes.POINTER(Int4LinearCall)]
+        library.te_int4_linear_run.restype = None
         library.te_bf16_linear_run.argtypes = [ctypes.POINTER(Bf16LinearCall)]
         library.te_bf16_linear_run.restype = None
         library.te_attention_run.argtypes = [ctypes.POINTER(AttentionCall)]
         library.te_attention_run.restype = None
         self.has_int8_linear = bool(library.te_has_int8_linear())
+        self.has_int4_linear = bool(library.te_has_int4_linear())
         self.has_bf16_linear = bool(library.te_has_bf16_linear())
         self.has_attention = bool(library.te_has_attention())
         self.int8_stride = library.te_int8_stride
         self.run_int8_linear = library.te_int8_linear_run
+        self.int4_stride = library.te_int4_stride
+        self.run_int4_linear = library.te_int4_linear_run
         self.run_bf16_linear = library.te_bf16_linear_run
         self.run_attention = library.te_attention_run
 
