@@ -31,8 +31,8 @@ def int4_linear(
     """Return `x @ weight.T` as (T, O) in `x`'s dtype, fp32 or bf16, on the CPU.
 
     `weight` is codes (O, I / 2) and books (O, I / 16), both uint8, and scale (O,) in fp32; `tables` is (256, 16) of
-    int8. Weight o, i is tables[book, code] * scale[o]. Needs `has_int4_linear()`, inputs in whole groups of 32 and at
-    most `MAX_INPUTS` of them, and everything contiguous but the rows of x.
+    uint8. Weight o, i is (tables[book, code] - 128) * scale[o]. Needs `has_int4_linear()`, inputs in whole groups of
+    32 and at most `MAX_INPUTS` of them, and everything contiguous but the rows of x.
     """
     import torch
 

@@ -22,7 +22,7 @@ typedef struct {
     const void *x;         /* (num_rows, num_inputs) of dtype, rows x_stride elements apart */
     const uint8_t *codes;  /* (num_outputs, num_inputs / 2) */
     const uint8_t *books;  /* (num_outputs, num_inputs / 16) */
-    const int8_t *tables;  /* (256, 16), on a boundary of 16 bytes */
+    const uint8_t *tables; /* (256, 16), 128 above the weights, on a boundary of 16 bytes */
     const float *scale;    /* (num_outputs) */
     const float *bias;     /* (num_outputs), or NULL */
     void *y;               /* (num_rows, num_outputs) of dtype */

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GROUP_INPUTS", "LARGEST", "NUM_CODES", "book_table", "book_values"]
+__all__ = ["GROUP_INPUTS", "LARGEST", "NUM_CODES", "book_table", "book_values", "unsigned_table"]
 
 GROUP_INPUTS = 16
 NUM_CODES = 16
@@ -48,6 +48,15 @@ def book_table(device: "torch.device") -> "torch.Tensor":
 
     with torch.inference_mode(mode=False):
         return torch.tensor(book_values(), dtype=torch.int8, device=device)
+
+
+@functools.cache
+def unsigned_table() -> "torch.Tensor":
+    """Return the books as (K, C) of uint8 in host memory, each value plus 128, as byte products take them."""
+    import torch
+
+    with torch.inference_mode(mode=False):
+        return (torch.tensor(book_values(), dtype=torch.int16) + 128).to(torch.uint8)
 
 
 def _rounded(value: Fraction) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from teengined.native.int4_linear import MAX_INPUTS, has_int4_linear, int4_linear
 from teengined_plugins.precisions.blocks import linear_in_blocks
-from teengined_plugins.precisions.int4_books import book_table
+from teengined_plugins.precisions.int4_books import unsigned_table
 from teengined_plugins.precisions.int4_codes import decode_rows
 from teengined_plugins.precisions.int8_kernels import (
     MAX_DIGIT_INPUTS,
@@ -66,7 +66,7 @@ def by_blocks(x_TI: "torch.Tensor", weight: Int4Weight) -> "torch.Tensor":
 def by_native(x_TI: "torch.Tensor", weight: Int4Weight) -> "torch.Tensor":
     """Multiply in one compiled function, which reads each code once. Needs `fits_native`."""
     parts = (weight.codes, weight.books, weight.scale_O)
-    return int4_linear(x_TI, parts, book_table(x_TI.device), num_digits=num_digits_of(x_TI.dtype))
+    return int4_linear(x_TI, parts, unsigned_table(), num_digits=num_digits_of(x_TI.dtype))
 
 
 def fits_native(x_TI: "torch.Tensor", weight: Int4Weight) -> bool:
