@@ -32,13 +32,23 @@ def conversion_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options; the verb takes `store` and the `choices`."""
     options = (
         click.option("--name", metavar="NAME", help="The package's name; else from the source."),
-        click.option("--precision", metavar="P", help="How matrices are stored: auto, fp32, bf16, fp16, int8 …"),
+        click.option(
+            "--precision",
+            metavar="P",
+            multiple=True,
+            callback=_joined,
+            help="How matrices are stored: auto, fp32, bf16, fp16, int8, int4, or PART=P such as layers.*.mlp=int4.",
+        ),
         click.option("--compute-dtype", metavar="D", help="Activations: auto, fp32, bf16, fp16."),
         click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="Directory of packages."),
     )
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def _joined(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> str | None:
+    return ",".join(values) or None
 
 
 def convert(invocation: Invocation, conversion: Conversion, output: OutputFormat) -> None:

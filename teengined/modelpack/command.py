@@ -9,11 +9,13 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
+from teengined.interfaces.precision import PrecisionStrategy
 from teengined.interfaces.registry import PluginRegistry
 from teengined.modelpack.aliases import ALIASES, fetch_alias
 from teengined.modelpack.choices import resolve_precision
 from teengined.modelpack.converter import ConversionOptions, convert
 from teengined.modelpack.naming import directory_of
+from teengined.modelpack.precision_rules import PrecisionRule, parse_precision
 from teengined.modelpack.progress import ReportProgress
 
 __all__ = ["ConvertCommand", "default_name", "run_convert"]
@@ -32,6 +34,7 @@ class ConvertCommand:
     name: str = ""
     """Empty: from the reference."""
     precision: str = "auto"
+    """A precision, rules for parts of the model, or both: see `precision_rules`."""
     compute_dtype: str = "auto"
 
 
@@ -49,9 +52,17 @@ def run_convert(command: ConvertCommand, registry: PluginRegistry, report: Repor
     opened = str(fetch_alias(alias, command.cache)) if alias is not None else command.reference
     checkpoint = registry.source_for(opened).open(opened)
     try:
-        strategy = registry.precision(resolve_precision(command.precision, checkpoint.tensors()))
+        asked = parse_precision(command.precision)
+        strategy = registry.precision(resolve_precision(asked.base, checkpoint.tensors()))
+        rules = (*_rules_of_ends(strategy), *asked.rules)
         options = ConversionOptions(
-            name=name, store=command.store, compute_dtype=command.compute_dtype, report=report, clock=time.monotonic
+            name=name,
+            store=command.store,
+            compute_dtype=command.compute_dtype,
+            rules=rules,
+            strategies={rule.precision: registry.precision(rule.precision) for rule in rules},
+            report=report,
+            clock=time.monotonic,
         )
         manifest = convert(checkpoint, strategy, options)
     finally:
@@ -66,6 +77,11 @@ def run_convert(command: ConvertCommand, registry: PluginRegistry, report: Repor
         "num_parameters": manifest.num_parameters,
         "notes": list(manifest.numeric_notes),
     }
+
+
+def _rules_of_ends(strategy: PrecisionStrategy) -> tuple[PrecisionRule, ...]:
+    precision = strategy.ends_precision
+    return tuple(PrecisionRule(end, precision) for end in ("embedding", "head")) if precision else ()
 
 
 def default_name(reference: str) -> str:

@@ -15,7 +15,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from teengined.core.errors import DiskFull, NotAllowed, PackageError
@@ -29,7 +29,9 @@ from teengined.modelpack.choices import resolve_compute_dtype, source_dtypes
 from teengined.modelpack.companions import eos_token_ids, write_companions
 from teengined.modelpack.encoding import ParameterEncoder
 from teengined.modelpack.manifest import read_manifest, write_manifest
+from teengined.modelpack.matrix_places import matrix_places
 from teengined.modelpack.naming import check_name
+from teengined.modelpack.precision_rules import PrecisionRule, resolve_rules
 from teengined.modelpack.progress import ProgressMeter, ReportProgress
 from teengined.modelpack.unitfile import UnitFileWriter
 from teengined.modelpack.verify import check_unit_on_disk, digest_of
@@ -48,6 +50,10 @@ class ConversionOptions:
     name: str
     store: Path
     compute_dtype: str = "auto"
+    rules: tuple[PrecisionRule, ...] = ()
+    """Matrices that are stored otherwise."""
+    strategies: Mapping[str, PrecisionStrategy] = field(default_factory=dict[str, PrecisionStrategy])
+    """Those that the rules name."""
     report: ReportProgress
     clock: Callable[[], float]
     """Monotonic seconds, for rates."""
@@ -63,13 +69,16 @@ class _Job:
 
 
 def convert(checkpoint: Checkpoint, strategy: PrecisionStrategy, options: ConversionOptions) -> ModelManifest:
-    """Convert `checkpoint` to the package `options.name`, its matrices stored by `strategy`; return its manifest.
+    """Convert `checkpoint` to the package `options.name`, its matrices stored by `strategy` or as rules say.
+
+    Returns its manifest.
 
     An interrupted conversion of the same source with the same options goes on where it was; any error removes what was
     written. An older package of that name stays whole until the new one is complete.
 
     Raises:
         SourceError: the checkpoint is unusable, incomplete or unsupported.
+        RequestError: a rule matches nothing.
         Conflict: another conversion to that name runs.
         NotAllowed: the store cannot be written to.
         DiskFull: it does not fit; says how much is needed and how much there is.
@@ -105,7 +114,7 @@ def _write_package(job: _Job, workspace: Workspace) -> ModelManifest:
 
 
 def _write_files(job: _Job, workspace: Workspace, done: Mapping[str, tuple[UnitSpec, ...]]) -> tuple[UnitSpec, ...]:
-    encoder = ParameterEncoder(job.strategy)
+    encoder = _encoder(job)
     files = plan_files(job.binding.outline)
     _check_space(job.options.store, [file for file in files if file.name not in done], encoder)
     outline, options = job.binding.outline, job.options
@@ -120,14 +129,18 @@ def _write_files(job: _Job, workspace: Workspace, done: Mapping[str, tuple[UnitS
             continue
         with UnitFileWriter(workspace.directory, file.name, header_room(file)) as writer:
             written = write_units(writer, file, provider, encoder, advance=meter.advance)
-        named = tuple(replace(unit, precision=job.strategy.name) for unit in written)
-        workspace.record(file.name, named)
-        units.extend(named)
+        workspace.record(file.name, written)
+        units.extend(written)
     return tuple(units)
 
 
+def _encoder(job: _Job) -> ParameterEncoder:
+    chosen = resolve_rules(matrix_places(job.binding.outline), job.options.rules)
+    return ParameterEncoder(job.strategy, {place: job.options.strategies[name] for place, name in chosen.items()})
+
+
 def _work_bytes(file: UnitFile, encoder: ParameterEncoder) -> int:
-    return sum(encoder.stored_bytes(one) * max(one.num_experts, 1) for one in file.parameters)
+    return sum(encoder.total_bytes(one) for one in file.parameters)
 
 
 def _intact(workspace: Workspace, done: Mapping[str, tuple[UnitSpec, ...]]) -> dict[str, tuple[UnitSpec, ...]]:
@@ -172,6 +185,7 @@ def _numeric_notes(job: _Job) -> tuple[str, ...]:
     return (
         f"source dtypes: {from_dtypes}",
         f"matrices stored as {job.strategy.name}, everything else as {job.compute_dtype}, or fp32 where the class asks",
+        *(f"{rule.pattern} stored as {rule.precision}" for rule in job.options.rules),
         *job.binding.notes,
     )
 
@@ -185,6 +199,7 @@ def _fingerprint(job: _Job) -> str:
         job.checkpoint.fingerprint,
         json.dumps(job.binding.config, sort_keys=True, default=str),
         job.strategy.name,
+        [[rule.pattern, rule.precision] for rule in job.options.rules],
         job.compute_dtype,
         [[tensor.name, tensor.dtype, list(tensor.shape)] for tensor in job.checkpoint.tensors()],
     ]
