@@ -58,11 +58,13 @@ def commands() -> None:
 @click.option("--name", default="", help="Name of the package; from the reference where absent.")
 @click.option("--precision", default="auto", help="Precision strategy of matrices.")
 @click.option("--compute-dtype", default="auto", help="fp32, bf16 or fp16.")
+@click.option("--budget", default="", help="Bytes of the weights: each part's precision is chosen by measured error.")
+@click.option("--calibration", type=click.Path(path_type=Path), default=None, help="The text to measure errors on.")
 @click.option("--cache", type=click.Path(path_type=Path), default=None, help="Where downloads are kept.")
 @click.option("--blocked", multiple=True, help="Plugin (entry point or distribution) to leave out; may be repeated.")
 @click.pass_obj
 def convert(
-    events: Events, reference: str, store: Path, cache: Path | None, blocked: tuple[str, ...], **choices: str
+    events: Events, reference: str, store: Path, cache: Path | None, blocked: tuple[str, ...], **choices: Any
 ) -> None:
     """Convert REFERENCE (a directory, a .gguf file, a hub id or an alias) into the store."""
     from teengined.interfaces.registry import PluginRegistry

@@ -54,6 +54,8 @@ class ConversionOptions:
     """Matrices that are stored otherwise."""
     strategies: Mapping[str, PrecisionStrategy] = field(default_factory=dict[str, PrecisionStrategy])
     """Those that the rules name."""
+    attachments: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Further small files of the package, by name."""
     report: ReportProgress
     clock: Callable[[], float]
     """Monotonic seconds, for rates."""
@@ -101,6 +103,8 @@ def _write_package(job: _Job, workspace: Workspace) -> ModelManifest:
     done = _intact(workspace, workspace.completed(_fingerprint(job)))
     companions = write_companions(job.checkpoint, job.binding.config, workspace.directory)
     units = _write_files(job, workspace, done)
+    for name, text in job.options.attachments.items():
+        (workspace.directory / name).write_text(text, "utf-8")
     manifest = replace(
         _describe(job, eos_token_ids(workspace.directory, job.binding.config)),
         config_digest=companions["config.json"],
