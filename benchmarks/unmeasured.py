@@ -67,7 +67,7 @@ def _profile(spec: DeviceSpec, manifest: ModelManifest) -> DeviceProfile:
         compute_dtype=manifest.compute_dtype,
         compute=tuple(
             ComputePoint(precision=precision, num_tokens=1, seconds_per_parameter=_EQUAL_COST)
-            for precision in {unit.precision for unit in manifest.units}
+            for precision in {name for unit in manifest.units for name in unit.parameters_by_precision}
         ),
         layer_overhead_seconds=_EQUAL_COST,
         host_to_device_bytes_per_second=None,

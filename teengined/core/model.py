@@ -1,8 +1,10 @@
 """What a model package contains: units of tensors, and the few facts about the model that planning needs."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import prod
 
 __all__ = [
     "ALIGNMENT_BYTES",
@@ -50,6 +52,15 @@ class TensorSpec:
     offset_bytes: int
     """From the unit's start, a multiple of 64."""
     size_bytes: int
+    precision: str = ""
+    """Strategy of this parameter where it is not its unit's."""
+    parameter_shape: tuple[int, ...] = ()
+    """Shape of the parameter, at its part `data`, where that is stored in another."""
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of the parameter that this part stands for."""
+        return prod(self.parameter_shape or self.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +76,8 @@ class UnitSpec:
     layer: int | None
     expert: int | None
     precision: str
-    """Name of the precision strategy its matrices are stored in; vectors stay in the compute dtype."""
+    """Name of the precision strategy its matrices are stored in, but for those that name their own; vectors stay in the
+    compute dtype."""
     file: str
     """Relative to the package directory."""
     offset_bytes: int
@@ -81,6 +93,16 @@ class UnitSpec:
     def place(self) -> tuple[str, int, str]:
         """Where the bytes are, and what they are: equal for units that share them."""
         return (self.file, self.offset_bytes, self.digest)
+
+    @property
+    def parameters_by_precision(self) -> Mapping[str, int]:
+        """Logical parameters by the strategy that multiplies with them."""
+        counts = Counter({self.precision: self.num_parameters})
+        for tensor in self.tensors:
+            if tensor.precision and tensor.part == "data":
+                counts[tensor.precision] += tensor.num_elements
+                counts[self.precision] -= tensor.num_elements
+        return {name: count for name, count in counts.items() if count > 0 or name == self.precision}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +124,7 @@ class ModelManifest:
     compute_dtype: str
     """`fp32`, `bf16` or `fp16`: dtype of activations and vectors that the package was made for."""
     precision: str
-    """Strategy named at conversion; units may differ."""
+    """Strategy named at conversion; units and parameters may differ."""
     eos_token_ids: tuple[int, ...]
     config_digest: str
     tokenizer_digest: str

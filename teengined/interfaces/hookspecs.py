@@ -8,6 +8,7 @@ import pluggy
 from teengined.interfaces.driver import Driver
 from teengined.interfaces.policy import PlacementPolicy, SchedulingPolicy
 from teengined.interfaces.precision import PrecisionStrategy
+from teengined.interfaces.precision_policy import PrecisionPolicy
 from teengined.interfaces.source import ModelSource
 from teengined.interfaces.transport import Transport
 
@@ -31,6 +32,11 @@ def teengine_register_placement_policies() -> list[type[PlacementPolicy]]:  # ty
 @hookspec
 def teengine_register_scheduling_policies() -> list[type[SchedulingPolicy]]:  # type: ignore[empty-body]
     """Return scheduling policy classes."""
+
+
+@hookspec
+def teengine_register_precision_policies() -> list[type[PrecisionPolicy]]:  # type: ignore[empty-body]
+    """Return precision policy classes."""
 
 
 @hookspec

@@ -22,6 +22,11 @@ class PrecisionStrategy(ABC):
     """
 
     name: ClassVar[str]
+    max_storing_error: ClassVar[float] = 1 / 127
+    """Largest change of a weight by storing it, as a share of its row's largest: the conformance suite holds it."""
+    ends_precision: ClassVar[str] = ""
+    """Strategy of the embedding and the head where this one is named for a whole model; empty: this one. They look up
+    and score every token, so that a coarse strategy shows there first."""
 
     @abstractmethod
     def stored_bytes(self, shape: tuple[int, ...]) -> int:
@@ -31,6 +36,7 @@ class PrecisionStrategy(ABC):
     def encode(self, weight: "torch.Tensor") -> Mapping[str, "torch.Tensor"]:
         """Return the parts to store for `weight` (floating point, on CPU). Key `data` is always there.
 
+        Every part is indexed by the weight's rows: `encode(weight)[part][rows]` is `encode(weight[rows])[part]`.
         Vectors (one dimension) are stored unquantised by every strategy, in its compute dtype.
         """
 

@@ -21,6 +21,7 @@ from teengined.interfaces import hookspecs
 from teengined.interfaces.driver import Driver
 from teengined.interfaces.policy import PlacementPolicy, SchedulingPolicy
 from teengined.interfaces.precision import PrecisionStrategy
+from teengined.interfaces.precision_policy import PrecisionPolicy
 from teengined.interfaces.source import ModelSource
 from teengined.interfaces.transport import Transport
 
@@ -43,7 +44,7 @@ class RegisteredPlugin:
     """One registered class and where it came from."""
 
     kind: str
-    """`driver`, `precision`, `transport`, `placement policy`, `scheduling policy` or `source`."""
+    """`driver`, `precision`, `precision policy`, `transport`, `placement policy`, `scheduling policy` or `source`."""
     name: str
     entry_point: str
     distribution: str
@@ -57,6 +58,7 @@ class PluginRegistry:
         """Start empty; `load` fills one from what is installed."""
         self._drivers = _Shelf("driver", Driver, "teengine_register_drivers")
         self._precisions = _Shelf("precision", PrecisionStrategy, "teengine_register_precisions")
+        self._precision_policies = _Shelf("precision policy", PrecisionPolicy, "teengine_register_precision_policies")
         self._transports = _Shelf("transport", Transport, "teengine_register_transports")
         self._placement_policies = _Shelf("placement policy", PlacementPolicy, "teengine_register_placement_policies")
         self._scheduling_policies = _Shelf(
@@ -139,6 +141,10 @@ class PluginRegistry:
         """Return precision strategies by name, in order of their names."""
         return self._precisions.view()
 
+    def precision_policies(self) -> Mapping[str, PrecisionPolicy]:
+        """Return precision policies by name, in order of their names."""
+        return self._precision_policies.view()
+
     def transports(self) -> Mapping[str, Transport]:
         """Return transports by name, in order of their names."""
         return self._transports.view()
@@ -165,6 +171,7 @@ class PluginRegistry:
         shelves = (
             self._drivers,
             self._precisions,
+            self._precision_policies,
             self._transports,
             self._placement_policies,
             self._scheduling_policies,

@@ -59,6 +59,8 @@ def commands() -> None:
 @click.option("--precision", default="auto", help="Precision strategy of matrices.")
 @click.option("--compute-dtype", default="auto", help="fp32, bf16 or fp16.")
 @click.option("--disk", "disks", type=click.Path(path_type=Path), multiple=True, help="Spread unit files over it too.")
+@click.option("--budget", default="", help="Bytes of the weights: each part's precision is chosen by measured error.")
+@click.option("--calibration", type=click.Path(path_type=Path), default=None, help="The text to measure errors on.")
 @click.option("--cache", type=click.Path(path_type=Path), default=None, help="Where downloads are kept.")
 @click.option("--blocked", multiple=True, help="Plugin (entry point or distribution) to leave out; may be repeated.")
 @click.pass_obj

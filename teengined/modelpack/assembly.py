@@ -1,5 +1,6 @@
 """Reads parameters from a checkpoint and writes them as unit files, one tensor at a time."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -11,7 +12,7 @@ from teengined.core.model import ALIGNMENT_BYTES, TENSOR_ALIGNMENT_BYTES, UnitKi
 from teengined.modelpack.derivation import Derivation, ReadTensor
 from teengined.modelpack.encoding import ParameterEncoder
 from teengined.modelpack.layout import unit_id
-from teengined.modelpack.outline import ModelOutline, ParameterOutline
+from teengined.modelpack.outline import ModelOutline, ParameterOutline, Role
 from teengined.modelpack.unitfile import UnitFileWriter, header_room_bytes
 
 __all__ = ["TensorProvider", "UnitFile", "estimate_bytes", "header_room", "plan_files", "write_units"]
@@ -57,7 +58,7 @@ def plan_files(outline: ModelOutline) -> tuple[UnitFile, ...]:
 
 def estimate_bytes(file: UnitFile, encoder: ParameterEncoder) -> int:
     """Return an upper bound of the file's size: contents, alignment and header."""
-    contents = sum((encoder.stored_bytes(one) + 4 * TENSOR_ALIGNMENT_BYTES) * _copies(one) for one in file.parameters)
+    contents = sum(encoder.total_bytes(one) + 4 * TENSOR_ALIGNMENT_BYTES * _copies(one) for one in file.parameters)
     return contents + (1 + file.num_experts) * ALIGNMENT_BYTES + header_room(file)
 
 
@@ -115,7 +116,7 @@ def write_units(
 ) -> tuple[UnitSpec, ...]:
     """Write the file's units: the dense one, then each expert with its gate, up and down together.
 
-    `advance` gets the stored bytes of each parameter as it is done. The caller fills in the precision.
+    `advance` gets the stored bytes of each parameter as it is done.
     """
     for parameter in file.dense:
         for part in encoder.parts(parameter, provider.take(parameter.name)):
@@ -123,21 +124,29 @@ def write_units(
         advance(encoder.stored_bytes(parameter))
     dense_id = file.kind.value if file.layer is None else unit_id(file.layer)
     dense = writer.end_unit(dense_id, file.kind, layer=file.layer)
-    units = [replace(dense, num_parameters=_num_parameters(file.dense))]
+    units = [_described(dense, file.dense, encoder)]
     for expert in range(file.num_experts):
         for parameter in file.routed:
-            for part in encoder.parts(parameter, provider.take_expert(parameter, expert)):
+            for part in encoder.parts(parameter, provider.take_expert(parameter, expert), expert):
                 writer.add(part, expert)
-            advance(encoder.stored_bytes(parameter))
+            advance(encoder.stored_bytes(parameter, expert))
         assert file.layer is not None
         unit = writer.end_unit(unit_id(file.layer, expert), UnitKind.EXPERT, layer=file.layer, expert=expert)
-        units.append(replace(unit, num_parameters=_num_parameters(file.routed)))
+        units.append(_described(unit, file.routed, encoder))
     provider.forget()
     return tuple(units)
 
 
-def _num_parameters(parameters: Sequence[ParameterOutline]) -> int:
-    return sum(prod(parameter.shape) for parameter in parameters)
+def _described(unit: UnitSpec, parameters: Sequence[ParameterOutline], encoder: ParameterEncoder) -> UnitSpec:
+    """Fill in what the writer does not know. The unit's precision is that of most of its elements."""
+    sizes: Counter[str] = Counter()
+    for parameter in parameters:
+        if parameter.role is not Role.PLAIN:
+            sizes[encoder.strategy_of(parameter, unit.expert).name] += prod(parameter.shape)
+    precision = max(sizes, key=lambda name: sizes[name]) if sizes else encoder.base.name
+    tensors = (replace(one, precision="") if one.precision == precision else one for one in unit.tensors)
+    num_parameters = sum(prod(parameter.shape) for parameter in parameters)
+    return replace(unit, precision=precision, num_parameters=num_parameters, tensors=tuple(tensors))
 
 
 def _copies(parameter: ParameterOutline) -> int:

@@ -12,17 +12,27 @@ from transformers.utils import logging as transformers_logging
 from teengined.core.errors import RequestError
 from teengined.core.model import ModelManifest
 from teengined.core.quantities import parse_bytes, parse_count
+from teengined.interfaces.precision import PrecisionStrategy
 from teengined.interfaces.registry import PluginRegistry
+from teengined.interfaces.source import Checkpoint
 from teengined.modelpack.aliases import ALIASES, fetch_alias
-from teengined.modelpack.choices import AUTO, resolve_precision
+from teengined.modelpack.choices import AUTO, resolve_compute_dtype, resolve_precision
 from teengined.modelpack.converter import ConversionOptions, convert
 from teengined.modelpack.naming import directory_of
+from teengined.modelpack.precision_budget import BudgetRequest, ChosenPrecisions, choose_precisions
+from teengined.modelpack.precision_rules import PrecisionRule, parse_precision
 from teengined.modelpack.progress import ReportProgress
 from teengined.modelpack.shapes import KNOWN_SHAPES, config_like
 from teengined.modelpack.synthesis import SynthesisOptions, synthesise
 
-__all__ = ["ConvertCommand", "SynthCommand", "default_name", "run_convert", "run_synth"]
+__all__ = ["PRECISION_FILE", "ConvertCommand", "SynthCommand", "default_name", "run_convert", "run_synth"]
 
+PRECISION_FILE = "precision.json"
+"""Beside the manifest, where precisions were chosen by measured error: the table of what they were chosen from."""
+
+# Offered beside the precision that keeps what the source has.
+_NARROWER = ("int8", "int4")
+_POLICY = "least-error"
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]+|-{2,}")
 
 
@@ -37,9 +47,14 @@ class ConvertCommand:
     name: str = ""
     """Empty: from the reference."""
     precision: str = "auto"
+    """A precision, rules for parts of the model, or both: see `precision_rules`."""
     compute_dtype: str = "auto"
     disks: tuple[Path, ...] = ()
     """As `ConversionOptions.disks`."""
+    budget: str = ""
+    """With `auto`: the bytes that the weights may take, such as `600MB`; empty: the source's precision is kept."""
+    calibration: Path | None = None
+    """The text on which errors are measured for a budget."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,19 +88,25 @@ def run_convert(command: ConvertCommand, registry: PluginRegistry, report: Repor
     opened = str(fetch_alias(alias, command.cache)) if alias is not None else command.reference
     checkpoint = registry.source_for(opened).open(opened)
     try:
-        strategy = registry.precision(resolve_precision(command.precision, checkpoint.tensors()))
+        asked = parse_precision(command.precision)
+        strategy = registry.precision(resolve_precision(asked.base, checkpoint.tensors()))
+        chosen = _chosen(command, checkpoint, registry, strategy, report)
+        rules = (*_rules_of_ends(strategy), *asked.rules) if chosen is None else chosen.rules
         options = ConversionOptions(
             name=name,
             store=command.store,
             compute_dtype=command.compute_dtype,
             disks=command.disks,
+            rules=rules,
+            strategies={rule.precision: registry.precision(rule.precision) for rule in rules},
+            attachments={} if chosen is None else {PRECISION_FILE: chosen.as_json()},
             report=report,
             clock=time.monotonic,
         )
         manifest = convert(checkpoint, strategy, options)
     finally:
         checkpoint.close()
-    return _told(manifest, command.store)
+    return {**_told(manifest, command.store), "precisions": [] if chosen is None else list(chosen.table)}
 
 
 def run_synth(command: SynthCommand, registry: PluginRegistry, report: ReportProgress) -> dict[str, Any]:
@@ -132,6 +153,50 @@ def _told(manifest: ModelManifest, store: Path) -> dict[str, Any]:
         "num_parameters": manifest.num_parameters,
         "notes": list(manifest.numeric_notes),
     }
+
+
+def _chosen(
+    command: ConvertCommand,
+    checkpoint: Checkpoint,
+    registry: PluginRegistry,
+    widest: PrecisionStrategy,
+    report: ReportProgress,
+) -> ChosenPrecisions | None:
+    """Return what is chosen by measured error; None where no budget is given."""
+    if not command.budget:
+        if command.calibration is not None:
+            raise RequestError("a calibration text without a budget", hint="add --budget SIZE, such as --budget 600MB")
+        return None
+    asked = parse_precision(command.precision)
+    if asked.base != AUTO or asked.rules:
+        raise RequestError(
+            f"--budget chooses the precision of every part, so {command.precision!r:.80} cannot be named beside it",
+            hint="leave --precision out, or leave --budget out",
+        )
+    if command.calibration is None:
+        raise RequestError("--budget needs a text to measure errors on", hint="name a file: --calibration FILE")
+    names = dict.fromkeys((widest.name, *_NARROWER))
+    request = BudgetRequest(
+        budget_bytes=_budget_bytes(command.budget),
+        calibration_file=command.calibration,
+        strategies=[registry.precision(name) for name in names],
+        policy=registry.precision_policies()[_POLICY],
+        report=report,
+        clock=time.monotonic,
+    )
+    return choose_precisions(checkpoint, resolve_compute_dtype(command.compute_dtype, widest.name), request)
+
+
+def _budget_bytes(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise RequestError(f"--budget {text!r:.40} is no size: {error}", hint="such as 600MB or 1.5GiB") from error
+
+
+def _rules_of_ends(strategy: PrecisionStrategy) -> tuple[PrecisionRule, ...]:
+    precision = strategy.ends_precision
+    return tuple(PrecisionRule(end, precision) for end in ("embedding", "head")) if precision else ()
 
 
 def default_name(reference: str) -> str:

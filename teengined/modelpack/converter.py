@@ -12,7 +12,7 @@ grow with the number of layers, nor with the number of experts of checkpoints th
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from teengined.core.model import MANIFEST_SCHEMA, ModelManifest, UnitSpec
@@ -26,7 +26,9 @@ from teengined.modelpack.disk_guard import check_room, discarding_on_error, inta
 from teengined.modelpack.disk_rates import measured_disks
 from teengined.modelpack.encoding import ParameterEncoder
 from teengined.modelpack.manifest import read_manifest, write_manifest
+from teengined.modelpack.matrix_places import matrix_places
 from teengined.modelpack.naming import check_name
+from teengined.modelpack.precision_rules import PrecisionRule, resolve_rules
 from teengined.modelpack.progress import ProgressMeter, ReportProgress
 from teengined.modelpack.spread import lay_out
 from teengined.modelpack.unitfile import UnitFileWriter
@@ -45,6 +47,12 @@ class ConversionOptions:
     compute_dtype: str = "auto"
     disks: tuple[Path, ...] = ()
     """Directories on other disks that unit files are spread over, as fast as each reads."""
+    rules: tuple[PrecisionRule, ...] = ()
+    """Matrices that are stored otherwise."""
+    strategies: Mapping[str, PrecisionStrategy] = field(default_factory=dict[str, PrecisionStrategy])
+    """Those that the rules name."""
+    attachments: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Further small files of the package, by name."""
     report: ReportProgress
     clock: Callable[[], float]
     """Monotonic seconds, for rates."""
@@ -60,13 +68,16 @@ class _Job:
 
 
 def convert(checkpoint: Checkpoint, strategy: PrecisionStrategy, options: ConversionOptions) -> ModelManifest:
-    """Convert `checkpoint` to the package `options.name`, its matrices stored by `strategy`; return its manifest.
+    """Convert `checkpoint` to the package `options.name`, its matrices stored by `strategy` or as rules say.
+
+    Returns its manifest.
 
     An interrupted conversion of the same source with the same options goes on where it was; any error removes what was
     written. An older package of that name stays whole until the new one is complete.
 
     Raises:
         SourceError: the checkpoint is unusable, incomplete or unsupported.
+        RequestError: a rule matches nothing.
         Conflict: another conversion to that name runs.
         NotAllowed: the store cannot be written to.
         DiskFull: it does not fit; says how much is needed and how much there is.
@@ -89,6 +100,8 @@ def _write_package(job: _Job, workspace: Workspace) -> ModelManifest:
     done = intact(workspace, workspace.completed(_fingerprint(job)))
     companions = write_companions(job.checkpoint.write_tokenizer, job.binding.config, workspace.directory)
     units = _write_files(job, workspace, done)
+    for name, text in job.options.attachments.items():
+        (workspace.directory / name).write_text(text, "utf-8")
     manifest = replace(
         _describe(job, eos_token_ids(workspace.directory, job.binding.config)),
         config_digest=companions["config.json"],
@@ -102,7 +115,7 @@ def _write_package(job: _Job, workspace: Workspace) -> ModelManifest:
 
 
 def _write_files(job: _Job, workspace: Workspace, done: Mapping[str, tuple[UnitSpec, ...]]) -> tuple[UnitSpec, ...]:
-    encoder = ParameterEncoder(job.strategy)
+    encoder = _encoder(job)
     files = plan_files(job.binding.outline)
     waiting = [file for file in files if file.name not in done]
     sizes = {file.name: estimate_bytes(file, encoder) for file in files}
@@ -120,14 +133,18 @@ def _write_files(job: _Job, workspace: Workspace, done: Mapping[str, tuple[UnitS
             continue
         with UnitFileWriter(workspace.directory, file.name, header_room(file)) as writer:
             written = write_units(writer, file, provider, encoder, advance=meter.advance)
-        named = tuple(replace(unit, precision=job.strategy.name) for unit in written)
-        workspace.record(file.name, named)
-        units.extend(named)
+        workspace.record(file.name, written)
+        units.extend(written)
     return tuple(units)
 
 
+def _encoder(job: _Job) -> ParameterEncoder:
+    chosen = resolve_rules(matrix_places(job.binding.outline), job.options.rules)
+    return ParameterEncoder(job.strategy, {place: job.options.strategies[name] for place, name in chosen.items()})
+
+
 def _work_bytes(file: UnitFile, encoder: ParameterEncoder) -> int:
-    return sum(encoder.stored_bytes(one) * max(one.num_experts, 1) for one in file.parameters)
+    return sum(encoder.total_bytes(one) for one in file.parameters)
 
 
 def _describe(job: _Job, eos: tuple[int, ...]) -> ModelManifest:
@@ -161,6 +178,7 @@ def _numeric_notes(job: _Job) -> tuple[str, ...]:
     return (
         f"source dtypes: {from_dtypes}",
         f"matrices stored as {job.strategy.name}, everything else as {job.compute_dtype}, or fp32 where the class asks",
+        *(f"{rule.pattern} stored as {rule.precision}" for rule in job.options.rules),
         *job.binding.notes,
     )
 
@@ -174,6 +192,7 @@ def _fingerprint(job: _Job) -> str:
         job.checkpoint.fingerprint,
         json.dumps(job.binding.config, sort_keys=True, default=str),
         job.strategy.name,
+        [[rule.pattern, rule.precision] for rule in job.options.rules],
         job.compute_dtype,
         [[tensor.name, tensor.dtype, list(tensor.shape)] for tensor in job.checkpoint.tensors()],
     ]

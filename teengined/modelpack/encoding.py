@@ -1,6 +1,7 @@
 """Turns one parameter into the bytes of its stored parts: through the precision strategy, or as it is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 
@@ -43,19 +44,33 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 class ParameterEncoder:
-    """Encodes parameters with one strategy. Holds no tensor between calls."""
+    """Encodes parameters, each with the strategy chosen for it. Holds no tensor between calls."""
 
-    def __init__(self, strategy: PrecisionStrategy) -> None:
-        """Encode matrices with `strategy`."""
-        self._strategy = strategy
+    def __init__(
+        self, strategy: PrecisionStrategy, chosen: Mapping[tuple[str, int | None], PrecisionStrategy] | None = None
+    ) -> None:
+        """Encode matrices with `strategy`, but for those that `chosen` names by parameter and expert."""
+        self.base = strategy
+        self._chosen = chosen or {}
 
-    def stored_bytes(self, parameter: ParameterOutline) -> int:
+    def strategy_of(self, parameter: ParameterOutline, expert: int | None = None) -> PrecisionStrategy:
+        """Return the strategy of a matrix."""
+        return self._chosen.get((parameter.name, expert), self.base)
+
+    def stored_bytes(self, parameter: ParameterOutline, expert: int | None = None) -> int:
         """Return the bytes that the parameter (one expert's slice of it) takes, without alignment."""
         if parameter.role is Role.PLAIN:
             return tensor_bytes(dtype_name(parameter.dtype), parameter.shape)
-        return self._strategy.stored_bytes(parameter.stored_shape)
+        return self.strategy_of(parameter, expert).stored_bytes(parameter.stored_shape)
 
-    def parts(self, parameter: ParameterOutline, tensor: torch.Tensor) -> Iterator[PartBytes]:
+    def total_bytes(self, parameter: ParameterOutline) -> int:
+        """Return the bytes that the parameter takes, all its experts together."""
+        experts = range(parameter.num_experts) if parameter.num_experts else (None,)
+        return sum(self.stored_bytes(parameter, expert) for expert in experts)
+
+    def parts(
+        self, parameter: ParameterOutline, tensor: torch.Tensor, expert: int | None = None
+    ) -> Iterator[PartBytes]:
         """Yield the stored parts of `tensor`, `data` first.
 
         Raises:
@@ -66,29 +81,30 @@ class ParameterEncoder:
                 f"tensor {parameter.name}: the checkpoint has shape {tuple(tensor.shape)}, "
                 f"the model of its config.json needs {parameter.shape}"
             )
-        target = None if parameter.role is Role.MATRIX or parameter.role is Role.TRANSPOSED else parameter.dtype
-        self._check_values(parameter.name, tensor, fp16=(target or self._matrix_dtype()) is torch.float16)
-        if target is not None:
-            yield _as_bytes(parameter.name, "data", tensor.to(target))
+        if parameter.role is Role.PLAIN:
+            self._check_values(parameter.name, tensor, fp16=parameter.dtype is torch.float16)
+            yield _as_bytes(parameter.name, "data", tensor.to(parameter.dtype))
             return
-        encoded = self._encode_by_rows(tensor.T if parameter.role is Role.TRANSPOSED else tensor)
+        strategy = self.strategy_of(parameter, expert)
+        self._check_values(parameter.name, tensor, fp16=strategy.name == "fp16")
+        encoded = self._encode_by_rows(tensor.T if parameter.role is Role.TRANSPOSED else tensor, strategy)
         del tensor
+        shape = parameter.stored_shape if tuple(encoded["data"].shape) != parameter.stored_shape else ()
         for part in sorted(encoded, key=lambda name: (name != "data", name)):
-            yield _as_bytes(parameter.name, part, encoded.pop(part))
+            written = _as_bytes(parameter.name, part, encoded.pop(part))
+            yield replace(written, precision=strategy.name, parameter_shape=shape if part == "data" else ())
 
-    def _encode_by_rows(self, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
+    @staticmethod
+    def _encode_by_rows(matrix: torch.Tensor, strategy: PrecisionStrategy) -> dict[str, torch.Tensor]:
         """Encode a block of rows at a time: a strategy's temporaries are several times what it gets.
 
         Every part is indexed by row, as `PrecisionStrategy.embedding` relies on, so blocks can be joined.
         """
         rows = max(1, _BLOCK_VALUES // max(matrix.shape[1], 1))
-        blocks = [dict(self._strategy.encode(block.contiguous())) for block in matrix.split(rows)]
+        blocks = [dict(strategy.encode(block.contiguous())) for block in matrix.split(rows)]
         if len(blocks) == 1:
             return blocks[0]
         return {part: torch.cat([block.pop(part) for block in blocks]) for part in list(blocks[0])}
-
-    def _matrix_dtype(self) -> torch.dtype | None:
-        return torch.float16 if self._strategy.name == "fp16" else None
 
     @staticmethod
     def _check_values(name: str, tensor: torch.Tensor, *, fp16: bool) -> None:

@@ -154,6 +154,8 @@ def _check_tensor(tensor: TensorSpec, place: str) -> None:
         raise PackageError(f"{where}: dtype {tensor.dtype!r:.40} is not known")
     if any(size < 0 for size in tensor.shape):
         raise PackageError(f"{where}: shape {tensor.shape} has a negative size")
+    if any(size < 0 for size in tensor.parameter_shape):
+        raise PackageError(f"{where}: parameter_shape {tensor.parameter_shape} has a negative size")
     if tensor.offset_bytes < 0 or tensor.offset_bytes % TENSOR_ALIGNMENT_BYTES:
         raise PackageError(f"{where}: offset_bytes is not a multiple of {TENSOR_ALIGNMENT_BYTES}")
     expected = tensor_bytes(tensor.dtype, tensor.shape)

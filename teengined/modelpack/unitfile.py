@@ -42,6 +42,10 @@ class PartBytes:
     dtype: str
     shape: tuple[int, ...]
     content: BytesLike
+    precision: str = ""
+    """Strategy of a matrix; empty for what goes through none."""
+    parameter_shape: tuple[int, ...] = ()
+    """As in `TensorSpec`."""
 
 
 class UnitFileWriter:
@@ -77,6 +81,8 @@ class UnitFileWriter:
                 shape=part.shape,
                 offset_bytes=offset,
                 size_bytes=size,
+                precision=part.precision,
+                parameter_shape=part.parameter_shape,
             )
         )
 

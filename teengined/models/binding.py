@@ -92,11 +92,13 @@ class Binder:
         return table
 
     def _targets(self, unit: UnitSpec) -> list[tuple[str, _Target]]:
-        strategy = self._precisions[unit.precision]
         if unit.expert is not None:
-            return self._expert_targets(unit, strategy, unit.expert)
-        names = dict.fromkeys(tensor.parameter for tensor in unit.tensors)
-        pairs = [(name, self._target(self._tied.get(name, name), strategy)) for name in names]
+            return self._expert_targets(unit, self._precisions[unit.precision], unit.expert)
+        precisions = {tensor.parameter: tensor.precision or unit.precision for tensor in unit.tensors}
+        pairs = [
+            (name, self._target(self._tied.get(name, name), self._precisions[precision]))
+            for name, precision in precisions.items()
+        ]
         return [(name, target) for name, target in pairs if target is not None]
 
     def _target(self, parameter: str, strategy: PrecisionStrategy) -> _Target | None:
@@ -152,5 +154,7 @@ def _linear_target(
     def assign_bias(parts: Mapping[str, torch.Tensor]) -> None:
         module.bias_O = cast(parts["data"])
 
+    if attribute != "weight":
+        return assign_bias
     module.strategy = strategy
-    return assign_weight if attribute == "weight" else assign_bias
+    return assign_weight

@@ -223,15 +223,15 @@ class StageModel:
 
     def _cut_embedding(self) -> None:
         embedding = next(unit for unit in self._manifest.units if unit.kind is UnitKind.EMBEDDING)
-        strategy = self._precisions[embedding.precision]
-        for parameter in dict.fromkeys(tensor.parameter for tensor in embedding.tensors):
+        precisions = {tensor.parameter: tensor.precision or embedding.precision for tensor in embedding.tensors}
+        for parameter, precision in precisions.items():
             module = self._skeleton.model.get_submodule(parameter.rpartition(".")[0])
             if not isinstance(module, nn.Embedding):
                 raise UnsupportedArchitecture(
                     f"{self._manifest.architecture}: {parameter} belongs to the embedding but is not looked up by rows"
                 )
             if self._stage.has_embedding:
-                serve_embedding(module, self._row_reader(parameter, strategy))
+                serve_embedding(module, self._row_reader(parameter, self._precisions[precision]))
             else:
                 module.forward = self._no_rows
 

@@ -1,4 +1,4 @@
-/* Products of bf16 activations with a weight of bf16, or of int8 with a scale for each output.
+/* Products of bf16 activations with a weight of bf16, or of int8 or four-bit codes with a scale for each output.
 
    The weight stays as it is stored, (O, I) row after row. Two things make the speed:
    - A thread reads its part of the weight from front to back: while a block of rows is multiplied, the next one is
@@ -7,7 +7,8 @@
    - Activations are laid out anew, four rows beside each other, and a chunk of columns of all of them stays in the
      first-level cache while a block of weight rows passes. What is fetched and what misses the cache share the same
      few slots, so a miss here would hold up the fetching.
-   An int8 weight becomes bf16, which holds every such number exactly, four rows and a chunk of columns at a time.
+   An int8 weight becomes bf16, which holds every such number exactly, four rows and a chunk of columns at a time; so
+   do codes, whose books hold such numbers plus 128.
 
    Sixteen partial sums of pairs of neighbours run along a chunk and are added up at its end, and so are the chunks, in
    fp32: always in the same order for the same chunk, whatever other rows there are.
@@ -24,6 +25,8 @@
 enum { TILE_O = 4, TILE_R = 4, STEP_I = 32, PASS_R = 64, MAX_CHUNK_I = 2048, MAX_BLOCK_O = 64 };
 /* Bytes of a block of weight rows, so that this one and the next fit the second-level cache. */
 enum { BLOCK_BYTES = 1 << 18 };
+/* Inputs of one book. */
+enum { GROUP_I = 16 };
 
 typedef struct {
     const char *next; /* the next line to fetch */
@@ -80,18 +83,38 @@ static void pack_tile(const te_bf16_linear *call, int64_t first, int64_t last, i
     }
 }
 
+static int64_t row_bytes(const te_bf16_linear *call) {
+    const int64_t num_inputs = call->num_inputs;
+    return call->weight_dtype == TE_I4 ? num_inputs / 2 : num_inputs * element_bytes(call->weight_dtype);
+}
+
+/* The 32 numbers from `column` on that a row of codes stands for: 16 in the low halves of its bytes, 16 in the high. */
+static inline __m256i looked_up(const te_bf16_linear *call, int64_t output, int64_t column) {
+    const uint8_t *codes = (const uint8_t *)call->weight + (output * call->num_inputs + column) / 2;
+    const uint8_t *books = call->books + (output * call->num_inputs + column) / GROUP_I;
+    const __m128i both = _mm_loadu_si128((const __m128i *)codes), half = _mm_set1_epi8(15);
+    const __m128i low_book = _mm_load_si128((const __m128i *)(call->tables + 16 * books[0]));
+    const __m128i high_book = _mm_load_si128((const __m128i *)(call->tables + 16 * books[1]));
+    const __m128i low = _mm_shuffle_epi8(low_book, _mm_and_si128(both, half));
+    const __m128i high = _mm_shuffle_epi8(high_book, _mm_and_si128(_mm_srli_epi16(both, 4), half));
+    return _mm256_xor_si256(_mm256_set_m128i(high, low), _mm256_set1_epi8((char)0x80));
+}
+
 /* Writes `width` columns of a weight row from `column` on as bf16, then zeros up to a whole step. */
 static void decode(const te_bf16_linear *call, int64_t output, int64_t column, int64_t width, uint16_t *target) {
     const int64_t start = output * call->num_inputs + column;
     for (int64_t i = 0; i < width; i += STEP_I) {
         const __mmask32 mask = width - i >= STEP_I ? ~0U : ~0U >> (STEP_I - (width - i));
         __m512i numbers;
-        if (call->weight_dtype == TE_I8) {
-            const __m256i bytes = _mm256_maskz_loadu_epi8(mask, (const int8_t *)call->weight + start + i);
+        if (call->weight_dtype == TE_BF16) numbers = _mm512_maskz_loadu_epi16(mask, (const uint16_t *)call->weight + start + i);
+        else {
+            const __m256i bytes = call->weight_dtype == TE_I4
+                                      ? looked_up(call, output, column + i)
+                                      : _mm256_maskz_loadu_epi8(mask, (const int8_t *)call->weight + start + i);
             const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
             const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
             numbers = (__m512i)_mm512_cvtne2ps_pbh(high, low);
-        } else numbers = _mm512_maskz_loadu_epi16(mask, (const uint16_t *)call->weight + start + i);
+        }
         _mm512_storeu_si512(target + i, numbers);
     }
 }
@@ -110,8 +133,8 @@ static void finish(const te_bf16_linear *call, int64_t row, int num_rows, int64_
 
 /* How the lines of one weight block are spread over the tiles that multiply the block before it. */
 static fetch_t fetching(const te_bf16_linear *call, const char *next, int num_tiles) {
-    const int all = call->weight_dtype == TE_I8 ? 2 : 4; /* lines for each step of TILE_O rows */
-    const int share = num_tiles >= all ? all : num_tiles >= 2 ? 2 : 1;
+    const int all = call->weight_dtype == TE_BF16 ? 4 : call->weight_dtype == TE_I8 ? 2 : 1; /* each step, TILE_O rows */
+    const int share = num_tiles >= all ? all : num_tiles >= 2 ? 2 : 1; /* of the tiles fetch */
     return (fetch_t){next, next ? all / share : 0, share};
 }
 
@@ -121,9 +144,9 @@ static void block_of(const te_bf16_linear *call, const uint16_t *packed, int64_t
     __m512 sums[PASS_R / TILE_R][MAX_BLOCK_O / TILE_O];
     uint16_t decoded[TILE_O][MAX_CHUNK_I];
     const int num_tiles = (int)((last - first + TILE_R - 1) / TILE_R);
-    const int64_t element = element_bytes(call->weight_dtype), num_inputs = call->num_inputs;
+    const int64_t num_inputs = call->num_inputs;
     const char *weight = call->weight;
-    fetch_t fetch = fetching(call, end < call->num_outputs ? weight + end * num_inputs * element : NULL, num_tiles);
+    fetch_t fetch = fetching(call, end < call->num_outputs ? weight + end * row_bytes(call) : NULL, num_tiles);
     const int lines = fetch.lines;
     for (int64_t column = 0; column < num_inputs; column += call->chunk) {
         const int64_t left = num_inputs - column, chunk = left < call->chunk ? left : call->chunk;
@@ -155,7 +178,7 @@ static void block_of(const te_bf16_linear *call, const uint16_t *packed, int64_t
 
 /* Returns the rows of a weight block: whole tiles, and enough blocks for every thread. */
 static int64_t block_rows(const te_bf16_linear *call) {
-    int64_t rows = BLOCK_BYTES / (call->num_inputs * element_bytes(call->weight_dtype));
+    int64_t rows = BLOCK_BYTES / row_bytes(call);
     const int64_t fair = call->num_outputs / (8 * call->num_threads);
     if (rows > fair) rows = fair;
     if (rows > MAX_BLOCK_O) rows = MAX_BLOCK_O;

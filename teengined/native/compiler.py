@@ -16,12 +16,13 @@ from pathlib import Path
 
 __all__ = ["CompilerMissing", "compiled_library", "processor_kernels"]
 
-_SOURCES = ("attention.c", "bf16_linear.c", "decoder_layer.c", "int8_linear.c")
+_SOURCES = ("attention.c", "bf16_linear.c", "decoder_layer.c", "int4_linear.c", "int8_linear.c")
 _HEADERS = ("kernels.h", "lanes.h")
 _COMPILERS = ("cc", "gcc", "clang")
 # -march=native takes what this processor has. -ffast-math would change how the whole process treats tiny numbers.
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC")
-# Flags of /proc/cpuinfo for what the sources ask of the processor; without them they compile to nothing.
+# Flags of /proc/cpuinfo for what the sources ask of the processor; without them they compile to nothing, and int4's to
+# plain loops.
 _NEEDED_FLAGS = {
     "int8 products": {"avx512f", "avx512bw", "avx512_vnni"},
     "bf16 products": {"avx512f", "avx512bw", "avx512_bf16"},

@@ -13,7 +13,7 @@
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512F__)
 #include "lanes.h"
 
-/* Rows up to which byte products are ahead of bf16 ones where the weight is int8: they wait for memory either way. */
+/* Rows up to which byte products are ahead of bf16 ones where the weight is int8 or codes: both wait for memory. */
 enum { FEW_ROWS = 8 };
 /* Rows from which a long chunk of columns is ahead: see bf16_linear.py. */
 enum { MANY_ROWS = 33, FEW_ROWS_CHUNK = 256, MANY_ROWS_CHUNK = 1024 };
@@ -28,7 +28,9 @@ typedef struct {
 static int64_t whole_lines(int64_t num_bytes) { return (num_bytes + 63) / 64 * 64; }
 
 static int64_t product_scratch(int64_t num_rows, int64_t num_inputs) {
-    const int64_t digits = whole_lines(num_rows * 2 * te_int8_stride(num_inputs)) + whole_lines(4 * num_rows);
+    const int64_t stride = te_int4_stride(num_inputs) > te_int8_stride(num_inputs) ? te_int4_stride(num_inputs)
+                                                                                   : te_int8_stride(num_inputs);
+    const int64_t digits = whole_lines(num_rows * 2 * stride) + whole_lines(4 * num_rows);
     const int64_t packed = whole_lines(te_bf16_scratch(num_rows, num_inputs));
     return digits > packed ? digits : packed;
 }
@@ -54,8 +56,14 @@ static void multiply(const te_matrix *matrix, const work_t *work, const uint16_t
                                      (float *)(work->scratch + digits), num_rows, num_inputs, matrix->num_outputs,
                                      num_inputs, 2, TE_BF16, work->num_threads};
         te_int8_linear_run(&call);
+    } else if (matrix->dtype == TE_I4 && num_rows <= FEW_ROWS) {
+        const int64_t digits = whole_lines(num_rows * 2 * te_int4_stride(num_inputs));
+        const te_int4_linear call = {x, matrix->data, matrix->books, matrix->tables, matrix->scale, y,
+                                     (uint8_t *)work->scratch, (float *)(work->scratch + digits), num_rows, num_inputs,
+                                     matrix->num_outputs, num_inputs, 2, TE_BF16, work->num_threads};
+        te_int4_linear_run(&call);
     } else {
-        const te_bf16_linear call = {x, matrix->data, matrix->scale, y, (uint16_t *)work->scratch, num_rows, num_inputs,
+        const te_bf16_linear call = {x, matrix->data, matrix->scale, matrix->books, matrix->tables, y, (uint16_t *)work->scratch, num_rows, num_inputs,
                                      matrix->num_outputs, num_inputs, matrix->dtype, work->num_threads,
                                      num_rows < MANY_ROWS ? FEW_ROWS_CHUNK : MANY_ROWS_CHUNK};
         te_bf16_linear_run(&call);

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-enum { TE_F32 = 0, TE_BF16 = 1, TE_I8 = 2 };
+enum { TE_F32 = 0, TE_BF16 = 1, TE_I8 = 2, TE_I4 = 3 };
 
 typedef struct {
     const void *x;        /* (num_rows, num_inputs) of dtype, rows x_stride elements apart */
@@ -18,9 +18,22 @@ typedef struct {
 } te_int8_linear;
 
 typedef struct {
+    const void *x;         /* (num_rows, num_inputs) of dtype, rows x_stride elements apart */
+    const uint8_t *codes;  /* (num_outputs, num_inputs / 2) */
+    const uint8_t *books;  /* (num_outputs, num_inputs / 16) */
+    const uint8_t *tables; /* (256, 16), 128 above the weights, on a boundary of 16 bytes */
+    const float *scale;    /* (num_outputs) */
+    void *y;               /* (num_rows, num_outputs) of dtype */
+    uint8_t *digits;       /* scratch: num_rows * num_digits * te_int4_stride(num_inputs) bytes */
+    float *units;          /* scratch: num_rows */
+    int64_t num_rows, num_inputs, num_outputs, x_stride, num_digits, dtype, num_threads;
+} te_int4_linear;
+
+typedef struct {
     const uint16_t *x;  /* (num_rows, num_inputs) bf16, rows x_stride elements apart */
-    const void *weight; /* (num_outputs, num_inputs) of weight_dtype, bf16 or int8 */
+    const void *weight; /* (num_outputs, num_inputs) of weight_dtype: bf16, int8, or codes as te_int4_linear has them */
     const float *scale; /* (num_outputs), or NULL */
+    const uint8_t *books, *tables; /* as te_int4_linear has them, or NULL */
     uint16_t *y;        /* (num_rows, num_outputs) bf16 */
     uint16_t *packed;   /* scratch: te_bf16_scratch(num_rows, num_inputs) bytes */
     int64_t num_rows, num_inputs, num_outputs, x_stride, weight_dtype, num_threads;
@@ -43,8 +56,9 @@ typedef struct {
 } te_attention;
 
 typedef struct {
-    const void *data;     /* (num_outputs, num_inputs) of dtype, bf16 or int8 */
+    const void *data;     /* (num_outputs, num_inputs) of dtype: bf16, int8, or codes as te_int4_linear has them */
     const float *scale;   /* (num_outputs), or NULL */
+    const uint8_t *books, *tables; /* as te_int4_linear has them, or NULL */
     const uint16_t *bias; /* (num_outputs) bf16, or NULL */
     int64_t num_outputs, num_inputs, dtype;
 } te_matrix;
@@ -77,6 +91,9 @@ typedef struct {
 int te_has_int8_linear(void);
 int64_t te_int8_stride(int64_t num_inputs);
 void te_int8_linear_run(const te_int8_linear *call);
+int te_has_int4_linear(void);
+int64_t te_int4_stride(int64_t num_inputs);
+void te_int4_linear_run(const te_int4_linear *call);
 int te_has_bf16_linear(void);
 int64_t te_bf16_scratch(int64_t num_rows, int64_t num_inputs);
 void te_bf16_linear_run(const te_bf16_linear *call);

@@ -11,6 +11,7 @@ from teengined.native.compiler import CompilerMissing, compiled_library
 __all__ = [
     "AttentionCall",
     "Bf16LinearCall",
+    "Int4LinearCall",
     "Int8LinearCall",
     "KernelLibrary",
     "LayerInputsCall",
@@ -39,11 +40,22 @@ class Int8LinearCall(ctypes.Structure):
     )
 
 
+class Int4LinearCall(ctypes.Structure):
+    """`te_int4_linear` of kernels.h, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "codes", "books", "tables", "scale", "y")),
+        *((name, ctypes.c_void_p) for name in ("digits", "units")),
+        *((name, ctypes.c_int64) for name in ("num_rows", "num_inputs", "num_outputs", "x_stride", "num_digits")),
+        *((name, ctypes.c_int64) for name in ("dtype", "num_threads")),
+    )
+
+
 class Bf16LinearCall(ctypes.Structure):
     """`te_bf16_linear` of kernels.h, field by field."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "scale", "y", "packed")),
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "scale", "books", "tables", "y", "packed")),
         *((name, ctypes.c_int64) for name in ("num_rows", "num_inputs", "num_outputs", "x_stride", "weight_dtype")),
         *((name, ctypes.c_int64) for name in ("num_threads", "chunk")),
     )
@@ -66,13 +78,15 @@ class AttentionCall(ctypes.Structure):
 class NativeMatrix(ctypes.Structure):
     """`te_matrix` of kernels.h: a stored weight (O, I) as the kernels of whole layers read it. Holds no reference.
 
-    `dtype` is `BF16` or `INT8`; the latter has a `scale` (O,) in fp32. A `bias` (O,) is bf16.
+    `dtype` is `BF16`, `INT8` or `INT4`; all but the first have a `scale` (O,) in fp32, and the last has `books` and
+    `tables`, as in int4_linear.py. A `bias` (O,) is bf16.
     """
 
     BF16 = 1
     INT8 = 2
+    INT4 = 3
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("data", "scale", "bias")),
+        *((name, ctypes.c_void_p) for name in ("data", "scale", "books", "tables", "bias")),
         *((name, ctypes.c_int64) for name in ("num_outputs", "num_inputs", "dtype")),
     )
 
@@ -112,7 +126,8 @@ class KernelLibrary:
             OSError: it cannot be loaded.
         """
         library = ctypes.CDLL(str(path))
-        for name in ("te_has_int8_linear", "te_has_bf16_linear", "te_has_attention", "te_has_decoder_layer"):
+        for kind in ("int8_linear", "int4_linear", "bf16_linear", "attention", "decoder_layer"):
+            name = f"te_has_{kind}"
             getattr(library, name).restype = ctypes.c_int
         library.te_int8_stride.argtypes = [ctypes.c_int64]
         library.te_int8_stride.restype = ctypes.c_int64
@@ -120,6 +135,10 @@ class KernelLibrary:
         library.te_int8_linear_run.restype = None
         library.te_bf16_scratch.argtypes = [ctypes.c_int64, ctypes.c_int64]
         library.te_bf16_scratch.restype = ctypes.c_int64
+        library.te_int4_stride.argtypes = [ctypes.c_int64]
+        library.te_int4_stride.restype = ctypes.c_int64
+        library.te_int4_linear_run.argtypes = [ctypes.POINTER(Int4LinearCall)]
+        library.te_int4_linear_run.restype = None
         library.te_bf16_linear_run.argtypes = [ctypes.POINTER(Bf16LinearCall)]
         library.te_bf16_linear_run.restype = None
         library.te_attention_run.argtypes = [ctypes.POINTER(AttentionCall)]
@@ -131,12 +150,15 @@ class KernelLibrary:
             getattr(library, f"te_layer_{name}_run").argtypes = [ctypes.POINTER(structure)]
             getattr(library, f"te_layer_{name}_run").restype = None
         self.has_int8_linear = bool(library.te_has_int8_linear())
+        self.has_int4_linear = bool(library.te_has_int4_linear())
         self.has_bf16_linear = bool(library.te_has_bf16_linear())
         self.has_attention = bool(library.te_has_attention())
         self.has_decoder_layer = bool(library.te_has_decoder_layer())
         self.int8_stride = library.te_int8_stride
         self.bf16_scratch = library.te_bf16_scratch
         self.run_int8_linear = library.te_int8_linear_run
+        self.int4_stride = library.te_int4_stride
+        self.run_int4_linear = library.te_int4_linear_run
         self.run_bf16_linear = library.te_bf16_linear_run
         self.run_attention = library.te_attention_run
         self.layer_inputs_scratch = library.te_layer_inputs_scratch

@@ -168,7 +168,7 @@ def workspace_bytes(planning: PlanningInput, compute_dtype: str, *, has_head: bo
     widest, largest_matrix = _matrix_bounds(manifest)
     rows = _HIDDEN_ROWS * manifest.hidden_size + _WIDE_ROWS * widest
     total = planning.max_step_tokens * rows * element_bytes
-    if any(unit.precision != compute_dtype for unit in manifest.units):
+    if any(set(unit.parameters_by_precision) - {compute_dtype} for unit in manifest.units):
         total += largest_matrix * element_bytes
     if has_head:
         num_rows = min(planning.max_logit_rows, planning.max_step_tokens)
@@ -179,11 +179,11 @@ def workspace_bytes(planning: PlanningInput, compute_dtype: str, *, has_head: bo
 def _matrix_bounds(manifest: ModelManifest) -> tuple[int, int]:
     """Return the widest side and the number of elements of the largest matrix in any layer."""
     shapes = {
-        tensor.shape
+        tensor.parameter_shape or tensor.shape
         for unit in manifest.units
         if unit.kind in (UnitKind.LAYER, UnitKind.EXPERT)
         for tensor in unit.tensors
-        if len(tensor.shape) >= 2
+        if tensor.part == "data" and len(tensor.shape) >= 2
     }
     # A manifest without tensor tables (an estimate before a download) gets the usual MLP ratio.
     usual = (manifest.hidden_size, 4 * manifest.hidden_size)

@@ -94,5 +94,5 @@ def _group(units: Iterable[UnitSpec]) -> Group:
 def _count(units: Iterable[UnitSpec]) -> Mapping[str, int]:
     parameters: Counter[str] = Counter()
     for unit in units:
-        parameters[unit.precision] += unit.num_parameters
+        parameters.update(unit.parameters_by_precision)
     return dict(parameters)

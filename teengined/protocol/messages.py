@@ -257,7 +257,7 @@ class PluginItem:
     """One registered class."""
 
     kind: str
-    """`driver`, `placement-policy`, `scheduling-policy`, `precision`, `transport`, `source`."""
+    """`driver`, `placement-policy`, `scheduling-policy`, `precision`, `precision-policy`, `transport`, `source`."""
     name: str
     entry_point: str
     distribution: str

@@ -10,8 +10,6 @@ PRECISIONS = PluginRegistry.load().precisions()
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Error of a product against the same product in float64 with the decoded weight, as a share of its norm.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-# Largest change by storing, as a share of a row's largest weight: 7 bits, and half a step of rounding.
-MAX_STORING_ERROR = 1 / 127
 
 
 @pytest.fixture(params=list(PRECISIONS))
@@ -40,10 +38,14 @@ def test_stored_bytes_are_what_the_parts_take(precision: PrecisionStrategy, shap
     assert precision.stored_bytes(shape) == sum(part.nbytes for part in parts.values())
 
 
-def test_parts_are_contiguous_on_the_cpu_and_one_is_the_weight_in_its_shape(precision: PrecisionStrategy) -> None:
-    parts = precision.encode(_random(65, 33).T)
+@pytest.mark.parametrize("num_inputs", [65, 64])
+def test_parts_are_contiguous_on_the_cpu_and_indexed_by_row(precision: PrecisionStrategy, num_inputs: int) -> None:
+    weight = _random(num_inputs, 33).T
+    parts = precision.encode(weight)
 
-    assert parts["data"].shape == (33, 65)
+    assert "data" in parts
+    rows = precision.encode(weight[[3, 30]])
+    assert all(torch.equal(part[[3, 30]], rows[name]) for name, part in parts.items())
     assert all(part.is_contiguous() and part.device.type == "cpu" for part in parts.values())
 
 
@@ -54,7 +56,7 @@ def test_decoded_weight_is_near_the_encoded_one(precision: PrecisionStrategy, so
     decoded = precision.decode(precision.encode(weight), torch.float32)
 
     largest = weight.float().abs().amax(1, keepdim=True)
-    assert float(((decoded - weight.float()).abs() / largest).max()) <= MAX_STORING_ERROR
+    assert float(((decoded - weight.float()).abs() / largest).max()) <= precision.max_storing_error
 
 
 def test_encoding_what_was_decoded_changes_nothing_more(precision: PrecisionStrategy) -> None:

@@ -36,7 +36,7 @@ def start_program(*arguments: str | Path) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((".", "drivers", "plugins"))},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((".", "drivers", "plugins", *sys.path))},
     )
 
 

@@ -14,6 +14,7 @@ from teengined.interfaces.precision import PrecisionStrategy
 from teengined.interfaces.source import Checkpoint
 from teengined.modelpack.converter import ConversionOptions, convert
 from teengined.modelpack.layout import file_key
+from teengined.modelpack.precision_rules import parse_precision
 from teengined_plugins.sources.hf_directory import DirectoryCheckpoint
 
 __all__ = ["convert_checkpoint", "convert_directory", "read_parameters", "strategy_named"]
@@ -39,12 +40,19 @@ def convert_checkpoint(
     compute_dtype: str = "auto",
     report: Callable[[Any], None] = lambda _progress: None,
 ) -> ModelManifest:
-    """Convert an open checkpoint, and close it."""
+    """Convert an open checkpoint, and close it. `precision` may have rules for parts."""
+    asked = parse_precision(precision)
     options = ConversionOptions(
-        name=name, store=store, compute_dtype=compute_dtype, report=report, clock=time.monotonic
+        name=name,
+        store=store,
+        compute_dtype=compute_dtype,
+        rules=asked.rules,
+        strategies={rule.precision: strategy_named(rule.precision) for rule in asked.rules},
+        report=report,
+        clock=time.monotonic,
     )
     try:
-        return convert(checkpoint, strategy_named(precision), options)
+        return convert(checkpoint, strategy_named(asked.base), options)
     finally:
         checkpoint.close()
 
@@ -66,11 +74,11 @@ def read_parameters(directory: Path, manifest: ModelManifest) -> dict[str, torch
 
 
 def _unit_parameters(directory: Path, unit: UnitSpec) -> Mapping[str, torch.Tensor]:
-    strategy = strategy_named(unit.precision)
+    precisions = {tensor.parameter: tensor.precision or unit.precision for tensor in unit.tensors}
     parts: dict[str, dict[str, torch.Tensor]] = {}
     with safe_open(directory / unit.file, "pt") as file:
         for tensor in unit.tensors:
             stored = file.get_tensor(file_key(tensor.parameter, tensor.part, unit.expert))
             assert tuple(stored.shape) == tensor.shape
             parts.setdefault(tensor.parameter, {})[tensor.part] = stored
-    return {name: strategy.decode(kept, torch.float32) for name, kept in parts.items()}
+    return {name: strategy_named(precisions[name]).decode(kept, torch.float32) for name, kept in parts.items()}

@@ -65,7 +65,7 @@ class Bf16Precision(PlainPrecision):
         if weight_OI.device.type != "cpu" or weight_OI.ndim != 2 or not weight_OI.is_contiguous():
             return None
         num_outputs, num_inputs = weight_OI.shape
-        return NativeMatrix(weight_OI.data_ptr(), None, None, num_outputs, num_inputs, NativeMatrix.BF16)
+        return NativeMatrix(weight_OI.data_ptr(), None, None, None, None, num_outputs, num_inputs, NativeMatrix.BF16)
 
 
 def _fits_native(x_TI: "torch.Tensor", weight_OI: "torch.Tensor") -> bool:

@@ -22,7 +22,7 @@ from teengined_plugins.precisions.int8_kernels import (
     fits_native,
     integers_are_exact,
 )
-from teengined_plugins.precisions.kernel_choice import Kernel, KernelChoice, rows_bucket
+from teengined_plugins.precisions.kernel_choice import Kernel, KernelChoice, kernels_agree, rows_bucket, waiting_for
 
 if TYPE_CHECKING:
     import torch
@@ -36,8 +36,6 @@ _ENCODE_BLOCK_ELEMENTS = 1 << 22
 # it is never ahead, and too slow to be tried.
 _PACKED_WIDTH = 64
 _MAX_PACKED_ROWS = 64
-# Two kernels may differ by their rounding, not by more; relative to the product's largest element.
-_AGREEMENT = {"float32": 1e-4, "bfloat16": 4e-2, "float16": 5e-3}
 
 
 # All take (T, I), (O, I) and (O,); the first works everywhere.
@@ -113,8 +111,8 @@ class Int8Precision(PrecisionStrategy):
             y_TO = self.choice.run(
                 key,
                 _candidates(x_TI, weight_OI, scale_O),
-                agrees=_agrees,
-                synchronize=_nothing if device.type == "cpu" else partial(torch.accelerator.synchronize, device),
+                agrees=kernels_agree,
+                synchronize=waiting_for(device),
             )
         return y_TO if bias_O is None else y_TO.add_(bias_O.to(y_TO.dtype))
 
@@ -142,7 +140,7 @@ class Int8Precision(PrecisionStrategy):
             return None
         num_outputs, num_inputs = weight_OI.shape
         address, scales = weight_OI.data_ptr(), scale_O.data_ptr()
-        return NativeMatrix(address, scales, None, num_outputs, num_inputs, NativeMatrix.INT8)
+        return NativeMatrix(address, scales, None, None, None, num_outputs, num_inputs, NativeMatrix.INT8)
 
 
 def _fits_digits(x_TI: "torch.Tensor", weight_OI: "torch.Tensor") -> bool:
@@ -180,16 +178,6 @@ def _candidates(x_TI: "torch.Tensor", weight_OI: "torch.Tensor", scale_O: "torch
     if x_TI.dtype == torch.bfloat16 and x_TI.shape[0] <= _MAX_PACKED_ROWS and whole_vectors:
         names.append("packed")
     return {name: partial(_KERNELS[name], x_TI, weight_OI, scale_O) for name in names}
-
-
-def _agrees(reference: "torch.Tensor", other: "torch.Tensor") -> bool:
-    tolerance = _AGREEMENT[str(reference.dtype).removeprefix("torch.")]
-    largest = float(reference.abs().max())
-    return not largest > 0 or float((reference - other).abs().max()) <= tolerance * largest
-
-
-def _nothing() -> None:
-    """Wait for nothing: a CPU's kernels are done when they return."""
 
 
 @hookimpl

@@ -8,12 +8,13 @@ winner up. Keys never hold addresses: a weight may lie in a buffer that is reuse
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MAX_REMEMBERED", "Kernel", "KernelChoice", "rows_bucket"]
+__all__ = ["MAX_REMEMBERED", "Kernel", "KernelChoice", "kernels_agree", "rows_bucket", "waiting_for"]
 
 Kernel = Callable[[], "torch.Tensor"]
 
@@ -25,11 +26,31 @@ _CLEAR_WIN = 0.9
 _NUM_ROUNDS = 5
 _ENOUGH_SECONDS = 0.1
 _MAX_BUCKET = 512
+# Two kernels may differ by their rounding, not by more; relative to the product's largest element.
+_AGREEMENT = {"float32": 1e-4, "bfloat16": 4e-2, "float16": 5e-3}
 
 
 def rows_bucket(num_rows: int) -> int:
     """Return the power of two at or above `num_rows`, at most 512: how kinds of calls are told apart by rows."""
     return min(_MAX_BUCKET, 1 << max(0, num_rows - 1).bit_length())
+
+
+def kernels_agree(reference: "torch.Tensor", other: "torch.Tensor") -> bool:
+    """Say whether two kernels' products of one dtype differ by no more than rounding."""
+    tolerance = _AGREEMENT[str(reference.dtype).removeprefix("torch.")]
+    largest = float(reference.abs().max())
+    return not largest > 0 or float((reference - other).abs().max()) <= tolerance * largest
+
+
+def waiting_for(device: "torch.device") -> Callable[[], None]:
+    """Return what waits for the device's kernels; a CPU's are done when they return."""
+    import torch
+
+    return _nothing if device.type == "cpu" else partial(torch.accelerator.synchronize, device)
+
+
+def _nothing() -> None:
+    """Wait for nothing."""
 
 
 class KernelChoice:

@@ -61,7 +61,7 @@ def layers(runner: StageRunner) -> list[FusedLayer]:
 
 
 @pytest.mark.parametrize("quantised", [False, True], ids=["kv in bf16", "kv in int8"])
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("precision", ["bf16", "int8", "int4"])
 @pytest.mark.parametrize("architecture", USUAL)
 def test_logits_are_those_of_the_modules(
     architecture: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, quantised: bool

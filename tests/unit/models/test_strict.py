@@ -17,6 +17,8 @@ NUMBERS = {
     "bf16": ("bf16", torch.bfloat16),
     "int8 in fp32": ("int8", torch.float32),
     "int8 in bf16": ("int8", torch.bfloat16),
+    "int4 in fp32": ("int4", torch.float32),
+    "int4 and others in bf16": ("int4,layers.0.attention=bf16,head=int8", torch.bfloat16),
 }
 # Over several blocks of rows and more than one piece of context.
 NUM_TOKENS = 80

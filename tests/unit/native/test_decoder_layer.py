@@ -54,7 +54,7 @@ class Weights:
             self.meant[name] = data_OI.float()
             self.kept.append(data_OI)
             address, scales, code = data_OI.data_ptr(), None, NativeMatrix.BF16
-        return NativeMatrix(address, scales, bias_address, num_outputs, num_inputs, code)
+        return NativeMatrix(address, scales, None, None, bias_address, num_outputs, num_inputs, code)
 
     def product(self, name: str, x: torch.Tensor) -> torch.Tensor:
         y = (x.float() @ self.meant[name].T).bfloat16()
