@@ -14,7 +14,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -41,6 +41,8 @@ __all__ = ["ConversionOptions", "convert"]
 
 # Tokenizer, configuration and manifest, beside the units.
 _COMPANIONS_BYTES = 64 * 2**20
+# More rules than a person wrote are told in one note.
+_NUM_NOTED_RULES = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,9 +191,15 @@ def _numeric_notes(job: _Job) -> tuple[str, ...]:
     return (
         f"source dtypes: {from_dtypes}",
         f"matrices stored as {job.strategy.name}, everything else as {job.compute_dtype}, or fp32 where the class asks",
-        *(f"{rule.pattern} stored as {rule.precision}" for rule in job.options.rules),
+        *_rule_notes(job.options.rules),
         *job.binding.notes,
     )
+
+
+def _rule_notes(rules: Sequence[PrecisionRule]) -> tuple[str, ...]:
+    if len(rules) > _NUM_NOTED_RULES:
+        return (f"{len(rules)} parts stored each in a precision of its own: see the manifest's units",)
+    return tuple(f"{rule.pattern} stored as {rule.precision}" for rule in rules)
 
 
 def _fingerprint(job: _Job) -> str:
