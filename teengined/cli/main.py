@@ -44,6 +44,7 @@ SECTIONS: Mapping[str, Mapping[str, Entry]] = {
         "unload": Entry("unload", "Give a model's memory back."),
         "stop": Entry("unload", "Give a model's memory back.", alias=True),
         "ps": Entry("ps", "List the loaded models."),
+        "perplexity": Entry("perplexity", "Tell how well a model predicts a text."),
         "requests": Entry("requests", "List the requests under way, or cancel them."),
     },
     "Daemon": {

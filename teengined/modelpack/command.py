@@ -91,11 +91,14 @@ def run_convert(command: ConvertCommand, registry: PluginRegistry, report: Repor
         asked = parse_precision(command.precision)
         strategy = registry.precision(resolve_precision(asked.base, checkpoint.tensors()))
         chosen = _chosen(command, checkpoint, registry, strategy, report)
+        compute_dtype = resolve_compute_dtype(command.compute_dtype, strategy.name)
         rules = (*_rules_of_ends(strategy), *asked.rules) if chosen is None else chosen.rules
+        if chosen is not None:
+            strategy = registry.precision(chosen.main_precision)
         options = ConversionOptions(
             name=name,
             store=command.store,
-            compute_dtype=command.compute_dtype,
+            compute_dtype=compute_dtype,
             disks=command.disks,
             rules=rules,
             strategies={rule.precision: registry.precision(rule.precision) for rule in rules},

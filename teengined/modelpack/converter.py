@@ -11,7 +11,7 @@ grow with the number of layers, nor with the number of experts of checkpoints th
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -36,6 +36,9 @@ from teengined.modelpack.verify import digest_of
 from teengined.modelpack.workspace import Workspace, open_workspace
 
 __all__ = ["ConversionOptions", "convert"]
+
+# More rules than a person wrote are told in one note.
+_NUM_NOTED_RULES = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,9 +181,15 @@ def _numeric_notes(job: _Job) -> tuple[str, ...]:
     return (
         f"source dtypes: {from_dtypes}",
         f"matrices stored as {job.strategy.name}, everything else as {job.compute_dtype}, or fp32 where the class asks",
-        *(f"{rule.pattern} stored as {rule.precision}" for rule in job.options.rules),
+        *_rule_notes(job.options.rules),
         *job.binding.notes,
     )
+
+
+def _rule_notes(rules: Sequence[PrecisionRule]) -> tuple[str, ...]:
+    if len(rules) > _NUM_NOTED_RULES:
+        return (f"{len(rules)} parts stored each in a precision of its own: see the manifest's units",)
+    return tuple(f"{rule.pattern} stored as {rule.precision}" for rule in rules)
 
 
 def _fingerprint(job: _Job) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,14 @@ class ChosenPrecisions:
     rules: tuple[PrecisionRule, ...]
     table: tuple[Mapping[str, Any], ...]
     """For each part: `part`, `precision`, `size_bytes`, `error`, and `options` with the same of all precisions."""
+
+    @property
+    def main_precision(self) -> str:
+        """The precision of most weights."""
+        weights: Counter[str] = Counter()
+        for row in self.table:
+            weights[row["precision"]] += max(option["size_bytes"] for option in row["options"].values())
+        return max(weights, key=lambda name: weights[name])
 
     def as_json(self) -> str:
         """Return the table as it is kept beside the manifest."""

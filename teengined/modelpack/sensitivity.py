@@ -24,7 +24,7 @@ from teengined.modelpack.precision_parts import MatrixPart
 __all__ = ["calibration_rows", "measured_errors"]
 
 # Tokens of a calibration text that are used, in rows of so many: a few hundred tell parts apart.
-_NUM_ROWS, _ROW_TOKENS = 4, 128
+_NUM_ROWS, _ROW_TOKENS = 4, 64
 _FP32_BYTES = 4
 # Beside the weights: the logits of the text twice, and activations.
 _WORKING_BYTES = 1 << 30
@@ -55,11 +55,9 @@ def measured_errors(
         reference = _logprobs(model, rows_RT)
         for part in parts:
             for strategy in strategies:
-                with _stored(model, part, outlines, strategy):
-                    divergence = nn.functional.kl_div(
-                        _logprobs(model, rows_RT), reference, reduction="sum", log_target=True
-                    )
-                yield part.name, strategy.name, max(0.0, float(divergence) / rows_RT.numel())
+                with _stored(model, part, outlines, strategy) as has_changed:
+                    error = _divergence(model, rows_RT, reference) if has_changed else 0.0
+                yield part.name, strategy.name, error
 
 
 def _loaded(provider: TensorProvider) -> PreTrainedModel:
@@ -98,6 +96,11 @@ def _cached_bytes() -> int:
     return int(lines["Cached"].split()[0]) * 1024
 
 
+def _divergence(model: PreTrainedModel, rows_RT: torch.Tensor, reference: torch.Tensor) -> float:
+    divergence = nn.functional.kl_div(_logprobs(model, rows_RT), reference, reduction="sum", log_target=True)
+    return max(0.0, float(divergence) / rows_RT.numel())
+
+
 def _logprobs(model: PreTrainedModel, rows_RT: torch.Tensor) -> torch.Tensor:
     logits = model(input_ids=rows_RT, use_cache=False).logits
     return torch.log_softmax(logits.float(), dim=-1)
@@ -109,8 +112,8 @@ def _stored(
     part: MatrixPart,
     outlines: Mapping[str, ParameterOutline],
     strategy: PrecisionStrategy,
-) -> Generator[None]:
-    """Have a part's weights be what the strategy makes of them."""
+) -> Generator[bool]:
+    """Have a part's weights be what the strategy makes of them; yield whether that is something else."""
     state = model.state_dict()
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
     try:
@@ -122,7 +125,7 @@ def _stored(
             decoded = strategy.decode(strategy.encode(oriented), torch.float32)
             kept.append((weight, weight.clone()))
             weight.copy_(decoded.T if is_turned else decoded)
-        yield
+        yield not all(torch.equal(weight, before) for weight, before in kept)
     finally:
         for weight, before in kept:
             weight.copy_(before)

@@ -21,8 +21,9 @@
 enum { GROUP_I = 16, LANE_I = 32, BLOCK_I = 128 };
 /* Outputs handled together, and columns of them that stay in the first-level cache once they are looked up. */
 enum { TILE_O = 8, CHUNK_I = 2048 };
-/* Digit rows for which a weight row is read once: a chunk of them stays in the second-level cache. */
-enum { PASS_R = 96 };
+/* Digit rows for which a weight row is read once: at most so many, and so many bytes of them, since they stay in the
+   second-level cache. */
+enum { PASS_R = 192, PASS_BYTES = 3 << 18 };
 /* A digit row ends with its sum. */
 enum { SUM_BYTES = 64 };
 
@@ -66,8 +67,8 @@ static inline int32_t bias_of(int64_t num_digits) {
 /* Loops over sums that are kept in registers. */
 #define UNROLLED _Pragma("GCC unroll 8")
 
-/* Digit rows of one register tile: 24 sums, which hide the latency of the instruction. */
-enum { TILE_R = 3 };
+/* Digit rows of one register tile: 16 sums, which hide the latency of the instruction and leave registers to spare. */
+enum { TILE_R = 2, MOST_DIGITS = 3 };
 
 /* Four books side by side: those of every other group from `books` on. */
 static inline __m512i tables_of(const uint8_t *tables, const uint8_t *books, int64_t num_lanes) {
@@ -113,7 +114,7 @@ static inline void add_sums(int32_t *target, const __m512i *sums) {
 static inline __attribute__((always_inline)) void look_up_piece(const int num_rows, const uint8_t *tables,
                                                                 const piece_t *piece, const uint8_t *x,
                                                                 int64_t x_stride, work_t *work) {
-    __m512i sums[TILE_R][TILE_O];
+    __m512i sums[MOST_DIGITS][TILE_O];
     UNROLLED for (int r = 0; r < num_rows; r++)
         UNROLLED for (int o = 0; o < TILE_O; o++) sums[r][o] = _mm512_setzero_si512();
     for (int64_t i = 0; i < piece->width; i += BLOCK_I) {
@@ -161,26 +162,38 @@ static inline __attribute__((always_inline)) void multiply_kept(const int num_ro
     UNROLLED for (int r = 0; r < num_rows; r++) add_sums(out + r * TILE_O, sums[r]);
 }
 
+/* Each number of rows as a function of its own: a compiler that sees them in one runs out of registers. */
+#define PIECE(n)                                                                                                      \
+    static __attribute__((noinline)) void look_up_##n(const uint8_t *tables, const piece_t *piece, const uint8_t *x, \
+                                                      int64_t x_stride, work_t *work) {                              \
+        look_up_piece(n, tables, piece, x, x_stride, work);                                                          \
+    }
+#define KEPT(n)                                                                                                       \
+    static __attribute__((noinline)) void multiply_##n(const uint8_t *x, int64_t x_stride, const piece_t *piece,     \
+                                                       int fetched, int num_fetched, const uint8_t *weights,         \
+                                                       int32_t *out) {                                               \
+        multiply_kept(n, x, x_stride, piece, fetched, num_fetched, weights, out);                                    \
+    }
+PIECE(0) PIECE(1) PIECE(2) PIECE(3)
+KEPT(1) KEPT(2)
+
 /* Adds the products of a piece with `num_rows` digit rows at `x`. */
 static void add_products(const uint8_t *tables, const piece_t *piece, const uint8_t *x, int64_t x_stride,
                          int64_t num_rows, work_t *work) {
-#define KEPT(n) \
-    case n:                                                                                                \
-        multiply_kept(n, x + r * x_stride, x_stride, piece, fetched, fetched < TILE_O ? num_fetched : 0, \
-                      work->weights, work->sums + r * TILE_O);                                             \
-        break;
-    const int num_tiles = (int)((num_rows + TILE_R - 1) / TILE_R);
-    const int num_fetched = num_tiles >= 4 ? 2 : 4;
-    int fetched = 0;
-    switch (num_rows) {
-    case 1: look_up_piece(1, tables, piece, x, x_stride, work); return;
-    case 2: look_up_piece(2, tables, piece, x, x_stride, work); return;
-    case 3: look_up_piece(3, tables, piece, x, x_stride, work); return;
+    for (int o = 0; o < TILE_O; o++) /* the next books; a group has a byte of them and eight of codes */
+        for (int64_t i = 0; i < piece->width / GROUP_I; i += 64)
+            _mm_prefetch((const char *)piece->books[o] + i + piece->ahead / 8, _MM_HINT_T0);
+    if (num_rows <= MOST_DIGITS) {
+        (num_rows == 1 ? look_up_1 : num_rows == 2 ? look_up_2 : look_up_3)(tables, piece, x, x_stride, work);
+        return;
     }
-    look_up_piece(0, tables, piece, x, x_stride, work);
-    for (int64_t r = 0; r < num_rows; r += TILE_R, fetched += num_fetched)
-        switch (num_rows - r < TILE_R ? num_rows - r : TILE_R) { KEPT(1) KEPT(2) KEPT(3) }
-#undef KEPT
+    look_up_0(tables, piece, x, x_stride, work);
+    const int num_fetched = num_rows > 3 * TILE_R ? 2 : 4;
+    for (int64_t r = 0, fetched = 0; r < num_rows; r += TILE_R, fetched += num_fetched) {
+        (num_rows - r == 1 ? multiply_1 : multiply_2)(
+            x + r * x_stride, x_stride, piece, (int)fetched, fetched < TILE_O ? num_fetched : 0, work->weights,
+            work->sums + r * TILE_O);
+    }
 }
 
 /* Writes a row's digits, lowest first, each `stride` bytes long; returns what one unit stands for: NaN where the row
@@ -324,7 +337,9 @@ static void outputs_of(const te_int4_linear *call, int64_t output, int64_t first
 void te_int4_linear_run(const te_int4_linear *call) {
     const int64_t stride = te_int4_stride(call->num_inputs), num_digits = call->num_digits;
     const int64_t num_digit_rows = num_digits * call->num_rows, element = element_bytes(call->dtype);
-    const int64_t pass = PASS_R / num_digits * num_digits, rest = call->num_inputs % BLOCK_I;
+    const int64_t fitting = PASS_BYTES / stride < PASS_R ? PASS_BYTES / stride : PASS_R;
+    const int64_t pass = fitting < num_digits ? num_digits : fitting / num_digits * num_digits;
+    const int64_t rest = call->num_inputs % BLOCK_I;
 #pragma omp parallel num_threads((int)call->num_threads)
     {
 #pragma omp for schedule(static)
