@@ -79,6 +79,7 @@ class KVCache:
         self.pool = BlockPool(num_blocks, self._evict)
         self.tiers = Tiers(pool=self.pool, index=self._index, spool=spool or Spool(num_host_slots=0, num_disk_slots=0))
         self._copied: list[int] = []  # Sources of copies in the run that is being composed, each with a holder.
+        self._targets: set[int] = set()
 
     def _evict(self, block_id: int) -> None:
         self.tiers.evict(block_id)
@@ -89,6 +90,7 @@ class KVCache:
         self.tiers.reset()
         self._index.leave_all()
         self._copied.clear()
+        self._targets.clear()
 
     def match(self, table: BlockTable, read: ReadTokens, salt: bytes, max_tokens: int) -> Prefix:
         """Return the longest known prefix of at most `max_tokens` tokens among those of the same salt.
@@ -136,6 +138,13 @@ class KVCache:
     def fork(self, table: BlockTable, num_tokens: int) -> Prefix:
         """Return the first tokens of a sequence that has computed them, to begin another one with."""
         return self._cut(num_tokens, table.block_ids, table.nodes, is_cached=False)
+
+    def can_fork(self, table: BlockTable) -> bool:
+        """Whether a table can be begun with in the run that is being composed: not if a copy of the run is part of it.
+
+        The copies of a run read before anything is written.
+        """
+        return self._targets.isdisjoint(table.block_ids)
 
     def whole_blocks(self, prefix: Prefix) -> Prefix:
         """Return the prefix without the part of a block at its end, which costs a copy."""
@@ -206,6 +215,7 @@ class KVCache:
             copied = CopiedBlock(index=index, source=table.block_ids[index], target=self.pool.allocate())
             table.block_ids[index] = copied.target
             self._copied.append(copied.source)
+            self._targets.add(copied.target)
         new_block_ids = tuple(self.pool.allocate() for _ in range(table.num_missing(stop)))
         table.block_ids += new_block_ids
         return Extension(new_block_ids=new_block_ids, copied=copied)
@@ -215,6 +225,7 @@ class KVCache:
         for block_id in self._copied:
             self.pool.release(block_id)
         self._copied.clear()
+        self._targets.clear()
         self.tiers.settle()
 
     def commit(self, table: BlockTable, read: ReadTokens, salt: bytes, num_computed: int) -> None:

@@ -10,7 +10,7 @@ again then.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from teengined.core.plan import Tier
@@ -211,19 +211,6 @@ class Spool:
             self._lose(stored)
         for stored in kept:
             self._file(stored)
-
-    def readmit(self, disk: int, digests: tuple[bytes, ...], serial: int) -> Stored | None:
-        """Take in what a file holds from an earlier life; None where the slot is not there or not free."""
-        if disk not in self._free_disk:
-            return None
-        self._free_disk.remove(disk)
-        stored = Stored(disk=disk, digests=digests, serial=serial)
-        self._file(stored)
-        return stored
-
-    def on_disk(self) -> Iterable[Stored]:
-        """Return what could be read from disk."""
-        return (*self._below.values(), *self._clean.values())
 
     def _end_write(self, stored: Stored, move: SlotMove, *, succeeded: bool) -> None:
         if succeeded:

@@ -45,6 +45,8 @@ class Tiers:
     _restores: list[SlotCopy] = field(default_factory=list[SlotCopy])
     _read: list[Stored] = field(default_factory=list[Stored])
     """Sources of restores in the run that is being composed, each pinned."""
+    _arriving: set[int] = field(default_factory=set[int])
+    """Blocks that such restores fill: what is stored in the same run is stored before."""
 
     def __post_init__(self) -> None:
         """Hear of what the spool loses."""
@@ -168,6 +170,7 @@ class Tiers:
         for stored in self._read:
             self.spool.unpin(stored)
         self._read.clear()
+        self._arriving.clear()
 
     def _restore(self, table: BlockTable, item: Restorable) -> None:
         node = item.node
@@ -191,6 +194,7 @@ class Tiers:
         block_id = self.pool.allocate()
         self._restores.append(SlotCopy(block_id=block_id, slot=item.stored.host, num_tokens=item.num_tokens))
         self._read.append(item.stored)
+        self._arriving.add(block_id)
         self.num_restored += 1
         return block_id
 
@@ -200,7 +204,7 @@ class Tiers:
         return node.stored is not None
 
     def _store(self, block_id: int, num_tokens: int, serial: int | None) -> Stored | None:
-        stored = self.spool.store(serial)
+        stored = None if block_id in self._arriving else self.spool.store(serial)
         if stored is not None and stored.host is not None:
             self.num_stored += 1
             self._stores.append(SlotCopy(block_id=block_id, slot=stored.host, num_tokens=num_tokens))

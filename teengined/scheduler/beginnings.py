@@ -40,7 +40,8 @@ def _known_beginning(state: State, sequence: Sequence) -> Prefix:
     """
     request = sequence.request
     source = request.source()
-    forked = None if source is None else state.cache.fork(source.table, request.num_prompt_tokens - 1)
+    can_fork = source is not None and state.cache.can_fork(source.table)
+    forked = None if source is None or not can_fork else state.cache.fork(source.table, request.num_prompt_tokens - 1)
     if forked is not None and not sequence.emitted:
         return forked
     most = min(sequence.num_tokens - 1, request.max_cached_tokens)

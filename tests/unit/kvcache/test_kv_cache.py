@@ -196,3 +196,17 @@ def test_tokens_that_can_be_written_are_counted_in_available_blocks():
     assert cache.num_writable(first.table, 6) == 6
     assert cache.has_room(first.table, 6, 12)
     assert not cache.has_room(first.table, 6, 13)
+
+
+def test_nobody_begins_with_a_copy_before_its_run_is_complete():
+    cache = kv_cache()
+    cache.release(Tokens(cache, *range(8)).compute().table)
+    second = Tokens(cache, *range(8))
+    cache.adopt(second.table, second.match())
+    assert cache.can_fork(second.table)
+
+    cache.extend(second.table, 7, 8)
+
+    assert not cache.can_fork(second.table)
+    cache.settle()
+    assert cache.can_fork(second.table)
