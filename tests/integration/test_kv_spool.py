@@ -101,7 +101,7 @@ def between(pipeline: ScheduledPipeline) -> None:
     waiting.clear()
     for first in range(5, 11):
         pipeline.finish(pipeline.submit((first, *OTHER), SAMPLING))
-    pipeline.finish_moves()
+        pipeline.finish_moves()  # On a slow disk what is not written yet would give way, as it may.
     waiting.update(held)
 
 

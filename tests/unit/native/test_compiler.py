@@ -101,7 +101,10 @@ def test_a_process_without_a_home_compiles_and_leaves_nothing_behind(tmp_path: P
         ("fpu sse2 avx2 fma", ()),
         ("avx512f avx512bw avx512vl", ("attention",)),
         ("avx512f avx512bw avx512vl avx512_vnni", ("int8 products", "attention")),
-        ("avx512_bf16 avx512f avx512bw avx512vl avx512_vnni", ("int8 products", "bf16 products", "attention")),
+        (
+            "avx512_bf16 avx512f avx512bw avx512vl avx512_vnni",
+            ("int8 products", "bf16 products", "attention", "decoder layers"),
+        ),
     ],
 )
 def test_a_processor_runs_the_kernels_whose_instructions_it_has(flags: str, names: tuple[str, ...]):
@@ -113,8 +116,9 @@ def test_the_flags_name_what_was_compiled():
     library = kernel_library()
     if library is None:
         pytest.skip(missing_reason())
-    has = (library.has_int8_linear, library.has_bf16_linear, library.has_attention)
-    compiled = {name for name, there in zip(("int8 products", "bf16 products", "attention"), has, strict=True) if there}
+    has = (library.has_int8_linear, library.has_bf16_linear, library.has_attention, library.has_decoder_layer)
+    names = ("int8 products", "bf16 products", "attention", "decoder layers")
+    compiled = {name for name, there in zip(names, has, strict=True) if there}
     assert compiled <= set(processor_kernels())
 
 

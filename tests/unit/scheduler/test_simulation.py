@@ -2,16 +2,15 @@
 
 import random
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 
 from teengined.core.errors import CapacityError, InternalError, NumericalFault, RequestError, TeengineError, WorkerLost
 from teengined.core.request import FinishReason, Goal
 from teengined.core.sampling import SamplingParams
-from teengined.interfaces.policy import SchedulingPolicy
 from teengined.kvcache.prefix import PrefixIndex
-from teengined.protocol.worker_messages import SampledToken, SequenceOpen, SlotMove
+from teengined.protocol.worker_messages import SampledToken, SlotMove
 from teengined.scheduler.events import (
     Cancelled,
     DraftModelOffered,
@@ -33,85 +32,16 @@ from teengined.scheduler.events import (
     Tick,
 )
 from teengined.scheduler.limits import SpoolLimits
-from teengined.scheduler.lookup import LookupIndex
 from teengined.scheduler.restore_costs import Speeds
 from teengined.scheduler.scheduler import Scheduler, SchedulerLimits
-from teengined.scheduler.speculation import Speculation
 from teengined_plugins.policies.fair import FairScheduling
 from teengined_plugins.policies.fifo import FifoScheduling
 from tests.unit.scheduler.model_worker import EOS, NUM_TOKEN_IDS, ModelWorker, drawn, fingerprint, num_logit_rows
+from tests.unit.scheduler.simulated_lives import Life, Moody, Oracle, Whimsical
 
 NUM_SCHEDULES = 2400
 NUM_GROUPS = 24
 NEVER = 1e9
-
-
-class Whimsical(SchedulingPolicy):
-    """Another order every time, the same for the same question."""
-
-    name = "whimsical"
-
-    def order(self, sequences, now_seconds):
-        ids = sorted(view.id for view in sequences)
-        random.Random(f"{now_seconds} {ids}").shuffle(ids)
-        return ids
-
-
-@dataclass
-class Life:
-    """What the outside knows of one sequence."""
-
-    submitted: Submitted
-    choice: int
-    prints: list[bytes]
-    emitted: list[int] = field(default_factory=list)
-    told: list[int] = field(default_factory=list)
-    end: End | None = None
-    expected: FinishReason | None = None
-
-    @property
-    def tokens(self):
-        return (*self.submitted.prompt, *self.emitted)
-
-    @property
-    def opening(self):
-        return SequenceOpen(
-            sequence_id=self.submitted.sequence_ids[self.choice],
-            num_prompt_tokens=len(self.submitted.prompt),
-            sampling=self.submitted.sampling,
-            choice=self.choice,
-        )
-
-    def add(self, token_id):
-        self.prints.append(fingerprint(self.prints[-1] if self.prints else self.submitted.salt, token_id))
-
-
-class Oracle(LookupIndex):
-    """Knows what will be drawn, and says so, up to a mistake."""
-
-    def __init__(self, story: "Story", life: Life) -> None:
-        super().__init__(1, 1)
-        self.story = story
-        self.life = life
-
-    def propose(self, read, num_tokens, num_most):
-        rng, life = self.story.random, self.life
-        assert read(0, num_tokens) == life.tokens
-        prints, guess = list(life.prints), []
-        while len(guess) < rng.randint(1, num_most):
-            token_id = drawn(life.opening, len(prints), prints[-1])
-            guess.append(rng.choice([token_id, token_id, token_id, rng.randrange(NUM_TOKEN_IDS)]))
-            prints.append(fingerprint(prints[-1], guess[-1]))
-        return tuple(guess)
-
-
-class Moody(Speculation):
-    """Wants any number of guesses."""
-
-    rng: random.Random
-
-    def num_wanted(self, request_class, source, num_decoding, seconds_each=0.0):
-        return self.rng.randint(0, self.max_drafted)
 
 
 class Story:
