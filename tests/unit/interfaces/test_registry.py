@@ -175,8 +175,8 @@ def test_built_in_plugins_of_every_kind_are_found_by_name() -> None:
 def test_mappings_are_in_order_of_names() -> None:
     registry = PluginRegistry.load()
     mappings = [
-        registry.drivers(), registry.precisions(), registry.transports(), registry.placement_policies(),
-        registry.scheduling_policies(), registry.sources(),
+        registry.drivers(), registry.precisions(), registry.precision_policies(), registry.transports(),
+        registry.placement_policies(), registry.scheduling_policies(), registry.sources(),
     ]  # fmt: skip
 
     assert all(list(mapping) == sorted(mapping) and mapping for mapping in mappings)
