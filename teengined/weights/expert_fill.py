@@ -7,7 +7,7 @@ few slots, which then are no more than staging.
 from collections.abc import Sequence
 from typing import Protocol
 
-from teengined.core.errors import TeengineError
+from teengined.core.errors import InternalError, TeengineError
 from teengined.core.model import UnitSpec
 from teengined.interfaces.driver import CopyEvent, Device
 from teengined.weights.expert_bank import SlotMemory, carve
@@ -55,6 +55,8 @@ class DirectFill:
 
     def start(self, visit: Visit, unit: UnitSpec, *, must: bool) -> bool:
         """Begin to read, once no earlier read writes to the slot any more."""
+        if not self._bytes:
+            raise InternalError(f"the weights were closed before {unit.id} was asked for")
         slot = self._memories[visit.slot]
         if slot.landing is not None and not slot.landing.is_done:
             if not must:

@@ -88,6 +88,20 @@ def told_of(pipeline: ScheduledPipeline, *, preempt_after: int | None = None) ->
     return pipeline.told[sequence_id]
 
 
+def says_the_same(told: Told, other: Told, *, numerics: str = "default") -> bool:
+    """Compare tokens and log-probabilities: to the bit where that is promised.
+
+    Elsewhere libraries add up by where operands happen to lie in memory, and the last bits differ now and then.
+    """
+    if numerics == "strict":
+        return told.tokens == other.tokens
+    pairs = list(zip(told.tokens, other.tokens, strict=True))
+    close = [
+        abs(one.logprobs.logprob - two.logprobs.logprob) < 1e-3 for one, two in pairs if one.logprobs and two.logprobs
+    ]
+    return len(close) == len(pairs) and all(close) and all(one.token_id == two.token_id for one, two in pairs)
+
+
 def preempt(pipeline: ScheduledPipeline, sequence_id: int) -> None:
     """Take its blocks as another's growth would."""
     state = pipeline.scheduler._state
@@ -122,9 +136,9 @@ def test_sequence_goes_on_as_if_its_blocks_had_never_been_taken(
         disturbed = told_of(pipeline, preempt_after=24)
         tiers = pipeline.scheduler.tiers
 
-    assert disturbed.tokens == undisturbed.tokens
     assert (tiers.num_restored, tiers.num_recomputed_tokens, tiers.num_failed) == (5, 0, 0)
     assert bool(tiers.num_fetched) == bool(num_disk_slots)
+    assert says_the_same(disturbed, undisturbed, numerics=numerics)
 
 
 @pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
@@ -136,9 +150,9 @@ def test_every_stage_brings_back_its_own_part(package_dir: Path, kv_dtype: str, 
         disturbed = told_of(pipeline, preempt_after=24)
         tiers = pipeline.scheduler.tiers
 
-    assert disturbed.tokens == undisturbed.tokens
     assert tiers.num_recomputed_tokens == 0
     assert tiers.num_fetched > 0
+    assert says_the_same(disturbed, undisturbed)
 
 
 def test_without_a_prefix_cache_a_sequence_keeps_what_is_its_own(package_dir: Path) -> None:
@@ -148,7 +162,7 @@ def test_without_a_prefix_cache_a_sequence_keeps_what_is_its_own(package_dir: Pa
         disturbed = told_of(pipeline, preempt_after=24)
         tiers = pipeline.scheduler.tiers
 
-    assert disturbed.tokens == undisturbed.tokens
+    assert says_the_same(disturbed, undisturbed)
     assert (tiers.num_restored, tiers.num_recomputed_tokens) == (5, 0)
 
 
