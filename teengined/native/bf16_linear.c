@@ -176,8 +176,10 @@ static void block_of(const te_bf16_linear *call, const uint16_t *packed, int64_t
         }
 }
 
-/* Returns the rows of a weight block: whole tiles, and enough blocks for every thread. */
+/* Returns the rows of a weight block: whole tiles, and enough blocks for every thread. With one tile of activations a
+   block is one tile as well, so that what is read and what is fetched follow one another in memory. */
 static int64_t block_rows(const te_bf16_linear *call) {
+    if (call->num_rows <= TILE_R) return TILE_O;
     int64_t rows = BLOCK_BYTES / row_bytes(call);
     const int64_t fair = call->num_outputs / (8 * call->num_threads);
     if (rows > fair) rows = fair;

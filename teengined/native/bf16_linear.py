@@ -8,13 +8,15 @@ from teengined.native.library import Bf16LinearCall, NativeMatrix, kernel_librar
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FEW_ROWS_CHUNK", "MANY_ROWS_CHUNK", "bf16_linear", "has_bf16_linear", "matrix_linear"]
+__all__ = ["FEW_ROWS_CHUNK", "MANY_ROWS_CHUNK", "ONE_TILE_CHUNK", "bf16_linear", "has_bf16_linear", "matrix_linear"]
 
 # Columns that are summed before they are added to the rest. The short chunk of up to about 32 rows stays in the
-# first-level cache; where there are more it cannot, and a long one has fewer ends to add up.
+# first-level cache; where there are more it cannot, and a long one has fewer ends to add up. Up to four rows wait for
+# memory anyway, which likes to be read in long runs.
+ONE_TILE_CHUNK = 2048
 FEW_ROWS_CHUNK = 256
 MANY_ROWS_CHUNK = 1024
-_MANY_ROWS = 33
+_ONE_TILE, _MANY_ROWS = 4, 33
 
 
 def has_bf16_linear() -> bool:
@@ -60,7 +62,13 @@ def matrix_linear(x_TI: "torch.Tensor", matrix: NativeMatrix, *, is_fixed: bool 
     call = Bf16LinearCall(
         x_TI.data_ptr(), matrix.data, matrix.scale, matrix.books, matrix.tables, y_TO.data_ptr(), packed.data_ptr(),
         num_rows, num_inputs, matrix.num_outputs, x_TI.stride(0), matrix.dtype, torch.get_num_threads(),
-        FEW_ROWS_CHUNK if is_fixed or num_rows < _MANY_ROWS else MANY_ROWS_CHUNK,
+        FEW_ROWS_CHUNK if is_fixed else _chunk(num_rows),
     )  # fmt: skip
     library.run_bf16_linear(ctypes.byref(call))
     return y_TO
+
+
+def _chunk(num_rows: int) -> int:
+    if num_rows <= _ONE_TILE:
+        return ONE_TILE_CHUNK
+    return FEW_ROWS_CHUNK if num_rows < _MANY_ROWS else MANY_ROWS_CHUNK

@@ -15,8 +15,8 @@
 
 /* Rows up to which byte products are ahead of bf16 ones where the weight is int8 or codes: both wait for memory. */
 enum { FEW_ROWS = 8 };
-/* Rows from which a long chunk of columns is ahead: see bf16_linear.py. */
-enum { MANY_ROWS = 33, FEW_ROWS_CHUNK = 256, MANY_ROWS_CHUNK = 1024 };
+/* How long a chunk of columns is by the number of rows: see bf16_linear.py. */
+enum { ONE_TILE = 4, MANY_ROWS = 33, ONE_TILE_CHUNK = 2048, FEW_ROWS_CHUNK = 256, MANY_ROWS_CHUNK = 1024 };
 /* Rows of less work than this are not worth waking threads for. */
 enum { WORTH_THREADS = 1 << 14 };
 
@@ -47,6 +47,11 @@ static void add_bias(const te_matrix *matrix, const work_t *work, uint16_t *y) {
         }
 }
 
+static int64_t chunk_of(int64_t num_rows) {
+    if (num_rows <= ONE_TILE) return ONE_TILE_CHUNK;
+    return num_rows < MANY_ROWS ? FEW_ROWS_CHUNK : MANY_ROWS_CHUNK;
+}
+
 /* y (T, outputs) = x (T, inputs) times the matrix, plus its bias. */
 static void multiply(const te_matrix *matrix, const work_t *work, const uint16_t *x, uint16_t *y) {
     const int64_t num_rows = work->num_rows, num_inputs = matrix->num_inputs;
@@ -65,7 +70,7 @@ static void multiply(const te_matrix *matrix, const work_t *work, const uint16_t
     } else {
         const te_bf16_linear call = {x, matrix->data, matrix->scale, matrix->books, matrix->tables, y, (uint16_t *)work->scratch, num_rows, num_inputs,
                                      matrix->num_outputs, num_inputs, matrix->dtype, work->num_threads,
-                                     num_rows < MANY_ROWS ? FEW_ROWS_CHUNK : MANY_ROWS_CHUNK};
+                                     chunk_of(num_rows)};
         te_bf16_linear_run(&call);
     }
     if (matrix->bias) add_bias(matrix, work, y);

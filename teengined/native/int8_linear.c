@@ -25,9 +25,8 @@ enum { PASS_R = 96 };
 enum { FETCH_TILES = 4 };
 
 typedef struct {
-    const int8_t *next;     /* weight rows to fetch meanwhile, or NULL */
-    int64_t stride, offset; /* of the rows; where this tile begins to fetch */
-    int num_tiles;          /* that share the work */
+    const int8_t *next; /* weights to fetch meanwhile, one line after the other, or NULL */
+    int lines;          /* in each step of a tile */
 } fetch_t;
 
 static inline __m128i sums_of(__m512i a, __m512i b, __m512i c, __m512i d) {
@@ -65,8 +64,8 @@ static inline __attribute__((always_inline)) void tile_of(const int num_rows, co
             for (int o = 0; o < TILE_O; o++) sums[r][o] = _mm512_dpbusd_epi32(sums[r][o], digits, weights[o]);
         }
         if (fetch.next)
-            for (int o = (int)(i / 64) % fetch.num_tiles; o < TILE_O; o += fetch.num_tiles)
-                _mm_prefetch(fetch.next + o * fetch.stride + fetch.offset + i / 64 / fetch.num_tiles * 64, _MM_HINT_T0);
+            for (int line = 0; line < fetch.lines; line++)
+                _mm_prefetch(fetch.next + i * fetch.lines + 64 * line, _MM_HINT_T0);
     }
     for (int r = 0; r < num_rows; r++) add_sums(out + r * TILE_O, sums[r]);
     if (row_sums) add_sums(row_sums, ones_sums);
@@ -136,15 +135,15 @@ static void outputs_of(const te_int8_linear *call, int64_t output, int64_t first
         const int8_t *w[TILE_O];
         for (int o = 0; o < TILE_O; o++)
             w[o] = call->weight + (output + (o < num_outputs ? o : num_outputs - 1)) * num_inputs + column;
+        /* The next tile's rows follow this one's, so they are one run of memory. */
+        const int has_next = output + 2 * TILE_O <= call->num_outputs;
+        const int8_t *next = call->weight + (output + TILE_O) * num_inputs + column * TILE_O;
         const int64_t num_tiles = (last - first + TILE_R - 1) / TILE_R;
-        fetch_t fetch = {NULL, num_inputs, 0, num_tiles >= FETCH_TILES ? FETCH_TILES : num_tiles >= 2 ? 2 : 1};
-        if (column + width + CHUNK_I <= num_inputs) fetch.next = w[0] + width;
-        else if (column + width == num_inputs && output + 2 * TILE_O <= call->num_outputs)
-            fetch.next = call->weight + (output + TILE_O) * num_inputs;
+        const int share = num_tiles >= FETCH_TILES ? FETCH_TILES : num_tiles >= 2 ? 2 : 1;
+        fetch_t fetch = {NULL, TILE_O / share};
         for (int64_t r = first, t = 0; r < last; r += TILE_R, t++) {
             const int num_rows = last - r < TILE_R ? (int)(last - r) : TILE_R;
-            fetch.offset = t * (width / fetch.num_tiles / 64 * 64);
-            if (t == fetch.num_tiles) fetch.next = NULL;
+            fetch.next = has_next && t < share ? next + t * fetch.lines * width : NULL;
             tile(num_rows, call->digits + r * stride + column, stride, w, width, sums + (r - first) * TILE_O,
                  r == first ? row_sums : NULL, fetch);
         }
