@@ -4,16 +4,15 @@ Run by `benchmarks.outofcore` inside a memory limit, with the order that the oth
 (`benchmarks/peers/streamed.py` says what is in it), and `package_dir`. Prints what they print.
 """
 
-import json
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from benchmarks.local_pipeline import LocalPipeline
+from benchmarks.peers.streamed import answer, asked, decode
 from benchmarks.unmeasured import plan_without_measuring
 from teengined.core.device import DeviceSpec
 from teengined.core.errors import TeengineError
@@ -24,7 +23,7 @@ from teengined.modelpack.manifest import read_manifest
 from teengined.models.skeleton import build_skeleton
 from teengined.protocol.worker_messages import SequenceOpen, SequencePart
 
-__all__ = ["decode", "main"]
+__all__ = ["main"]
 
 _CONTEXT_TOKENS = 256
 # Of the limit, left for what no plan counts: thread stacks, what libraries take on their first call, the page cache of
@@ -34,32 +33,14 @@ _HEADROOM_BYTES = 48 << 20
 
 def main() -> None:
     """Run the case; where it cannot be run, the reason is the last line on standard error."""
-    order = json.loads(Path(sys.argv[1]).read_text("utf-8"))
     try:
-        print(json.dumps(_run(order)), flush=True)
+        _run(asked())
     except TeengineError as error:
         print(error.message, file=sys.stderr)
         raise SystemExit(1) from None
 
 
-def decode(order: Mapping[str, Any], step: Callable[[Sequence[int]], None]) -> list[tuple[float, int]]:
-    """Return the stamps of the counted tokens, which are counted as every other engine counts its own."""
-    step(order["prompt"])
-    forced, begin = iter(order["forced"]), time.perf_counter()
-    for number in range(order["num_warm"]):
-        if number and time.perf_counter() - begin > order["warm_seconds"]:
-            break
-        step([next(forced)])
-    stamps = [_now()]
-    for num_tokens, token in enumerate(forced, start=1):
-        step([token])
-        stamps.append(_now())
-        if num_tokens >= order["min_tokens"] and stamps[-1][0] - stamps[0][0] > order["max_seconds"]:
-            break
-    return stamps
-
-
-def _run(order: Mapping[str, Any]) -> dict[str, Any]:
+def _run(order: Mapping[str, Any]) -> None:
     package_dir = Path(order["package_dir"])
     registry = PluginRegistry.load()
     assert build_skeleton, "imported, so that the process is as large as it gets without a model"
@@ -70,7 +51,7 @@ def _run(order: Mapping[str, Any]) -> dict[str, Any]:
     plan = _plan(package_dir, spec)
     with LocalPipeline(package_dir, plan, [spec], registry) as pipeline:
         stamps = decode(order, _Stepper(pipeline, len(order["prompt"])).step)
-    return {"stamps": stamps, "note": _note(plan.stages[0])}
+    answer(stamps, note=_note(plan.stages[0]))
 
 
 def _plan(package_dir: Path, spec: DeviceSpec) -> Plan:
@@ -80,7 +61,14 @@ def _plan(package_dir: Path, spec: DeviceSpec) -> Plan:
 
 
 def _note(stage: Stage) -> str:
-    return f"{stage.resident_bytes / 1e9:.2f} GB of weights kept"
+    kept = f"{stage.resident_bytes / 1e9:.2f} GB of weights kept"
+    if stage.experts is None:
+        return kept
+    slots, of = (
+        sum(cache.num_slots for cache in stage.experts.caches),
+        sum(cache.num_experts for cache in stage.experts.caches),
+    )
+    return f"{kept}, {slots} of {of} experts cached"
 
 
 class _Stepper:
@@ -101,10 +89,6 @@ class _Stepper:
         )
         self._pipeline.run((part,), opened=() if self._position else (self._opened,))
         self._position += len(token_ids)
-
-
-def _now() -> tuple[float, int]:
-    return time.perf_counter(), psutil.Process().io_counters().read_bytes
 
 
 if __name__ == "__main__":

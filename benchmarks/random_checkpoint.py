@@ -13,12 +13,20 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-__all__ = ["Draw", "Shapes", "attention_shapes", "random_matrix", "write_checkpoint"]
+__all__ = ["CONFIG", "Draw", "Shapes", "attention_shapes", "random_matrix", "write_checkpoint"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Names of tensors and their shapes."""
 Draw = Callable[[str, tuple[int, ...], torch.Generator], torch.Tensor]
 """Makes the tensor of that name and shape."""
+
+CONFIG: Mapping[str, object] = {
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "tie_word_embeddings": False,
+}
+"""What stands in the configuration of all such models."""
 
 _SEED = 20
 

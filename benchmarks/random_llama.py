@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.random_checkpoint import Shapes, attention_shapes, random_matrix, write_checkpoint
+from benchmarks.random_checkpoint import CONFIG, Shapes, attention_shapes, random_matrix, write_checkpoint
 
 __all__ = ["ONE_BILLION", "THREE_BILLION", "RandomLlama", "write_random_llama"]
 
@@ -48,10 +48,7 @@ def write_random_llama(sizes: RandomLlama, directory: Path) -> Path:
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "torch_dtype": "bfloat16",
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "tie_word_embeddings": False,
+        **CONFIG,
         **asdict(sizes),
     }
     return write_checkpoint(config, _shards(sizes), directory, _draw)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.random_checkpoint import Shapes, attention_shapes, random_matrix, write_checkpoint
+from benchmarks.random_checkpoint import CONFIG, Shapes, attention_shapes, random_matrix, write_checkpoint
 
 __all__ = ["SMALL_MIXTURE", "RandomMixture", "common_direction", "router_rows", "write_random_mixture"]
 
@@ -70,10 +70,7 @@ def write_random_mixture(sizes: RandomMixture, directory: Path) -> Path:
     config = {
         "architectures": ["MixtralForCausalLM"],
         "model_type": "mixtral",
-        "torch_dtype": "bfloat16",
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "tie_word_embeddings": False,
+        **CONFIG,
         "sliding_window": None,
         "rms_norm_eps": 1e-6,
         **asdict(sizes),

@@ -1,4 +1,4 @@
-"""How a peer is asked to decode a model larger than its memory, and how it counts: the same for all of them.
+"""How a peer is asked to decode a model larger than its memory, and how it counts; we are asked in the same way.
 
 Asked by a JSON object in the file named on the command line: `model_dir`, `gguf_file`, `scratch_dir`, `prompt` and
 `forced` (token ids: every step gets the next of `forced`, whatever the model would say, so that all engines do the
@@ -12,17 +12,19 @@ the bytes that the process had read from disks.
 import json
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 __all__ = ["answer", "asked", "decode"]
 
 
-def asked():
+def asked() -> dict[str, Any]:
     """Return what the peer is asked for."""
     return json.loads(Path(sys.argv[1]).read_text("utf-8"))
 
 
-def decode(order, step):
+def decode(order: Mapping[str, Any], step: Callable[[Sequence[int]], object]) -> list[tuple[float, int]]:
     """Return the stamps; `step` takes token ids that follow those before and returns when their logits are there."""
     step(order["prompt"])
     forced, begin = iter(order["forced"]), time.perf_counter()
@@ -39,16 +41,16 @@ def decode(order, step):
     return stamps
 
 
-def answer(stamps, **notes):
+def answer(stamps: list[tuple[float, int]], **notes: object) -> None:
     """Print the answer; `notes` are further keys, such as how much the engine kept in memory."""
     print(json.dumps({"stamps": stamps, **notes}), flush=True)
 
 
-def _now():
+def _now() -> tuple[float, int]:
     return time.perf_counter(), _read_bytes()
 
 
-def _read_bytes():
+def _read_bytes() -> int:
     for line in Path("/proc/self/io").read_text().splitlines():
         name, _, value = line.partition(": ")
         if name == "read_bytes":

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterable
 from math import prod
 
+from teengined.core.dtypes import STORED_DTYPES
 from teengined.core.errors import RequestError
 from teengined.interfaces.source import SourceTensor
-from teengined.modelpack.layout import DTYPE_BYTES
 
 __all__ = ["AUTO", "resolve_compute_dtype", "resolve_precision", "source_dtypes"]
 
@@ -32,7 +32,7 @@ def resolve_precision(precision: str, tensors: Iterable[SourceTensor]) -> str:
     if precision != AUTO:
         return precision
     counts = source_dtypes(tensors)
-    if any(dtype not in DTYPE_BYTES for dtype in counts):
+    if any(dtype not in STORED_DTYPES for dtype in counts):
         return "bf16"
     floating = {dtype: count for dtype, count in counts.items() if dtype in _BY_SOURCE}
     return _BY_SOURCE[max(floating, key=lambda dtype: floating[dtype])] if floating else "bf16"

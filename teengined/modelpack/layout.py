@@ -2,11 +2,11 @@
 
 from math import prod
 
+from teengined.core.dtypes import DTYPE_BYTES
 from teengined.core.model import ALIGNMENT_BYTES
 
 __all__ = [
     "CONFIG_FILES",
-    "DTYPE_BYTES",
     "MANIFEST_FILE",
     "MAX_TOKENIZER_BYTES",
     "PADDING_PREFIX",
@@ -32,22 +32,6 @@ CONFIG_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
-
-DTYPE_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-}
-"""Bytes of one element, by the dtype's name in safetensors."""
 
 
 def align_up(size_bytes: int, alignment_bytes: int = ALIGNMENT_BYTES) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
+from teengined.core.dtypes import STORED_DTYPES
 from teengined.core.errors import PackageError
 from teengined.core.model import (
     ALIGNMENT_BYTES,
@@ -20,7 +21,7 @@ from teengined.core.model import (
     UnitSpec,
 )
 from teengined.core.records import RecordError
-from teengined.modelpack.layout import DTYPE_BYTES, MANIFEST_FILE, UNITS_DIRECTORY, tensor_bytes, unit_id
+from teengined.modelpack.layout import MANIFEST_FILE, UNITS_DIRECTORY, tensor_bytes, unit_id
 from teengined.modelpack.manifest_form import manifest_from_table, manifest_text
 from teengined.modelpack.spread import file_status
 
@@ -150,7 +151,7 @@ def _check_tensors(unit: UnitSpec) -> int:
 
 def _check_tensor(tensor: TensorSpec, place: str) -> None:
     where = f"{place}: tensor {tensor.parameter!r:.120}"
-    if tensor.dtype not in DTYPE_BYTES:
+    if tensor.dtype not in STORED_DTYPES:
         raise PackageError(f"{where}: dtype {tensor.dtype!r:.40} is not known")
     if any(size < 0 for size in tensor.shape):
         raise PackageError(f"{where}: shape {tensor.shape} has a negative size")

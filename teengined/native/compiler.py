@@ -17,7 +17,7 @@ from pathlib import Path
 __all__ = ["CompilerMissing", "compiled_library", "processor_kernels"]
 
 _SOURCES = ("attention.c", "bf16_linear.c", "decoder_layer.c", "int4_linear.c", "int8_linear.c")
-_HEADERS = ("kernels.h", "lanes.h")
+_HEADERS = ("kernels.h", "lanes.h", "numbers.h")
 _COMPILERS = ("cc", "gcc", "clang")
 # -march=native takes what this processor has. -ffast-math would change how the whole process treats tiny numbers.
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC")

@@ -12,10 +12,7 @@
 
    Legend: M rows of activations, G digits, R = G * M digit rows, I inputs, O outputs. */
 
-#include "kernels.h"
-
-#include <math.h>
-#include <string.h>
+#include "numbers.h"
 
 /* Inputs of one group, of 16 bytes of codes, and of one vector of 64 bytes of codes. */
 enum { GROUP_I = 16, LANE_I = 32, BLOCK_I = 128 };
@@ -32,6 +29,7 @@ typedef struct {
     const uint8_t *codes[TILE_O], *books[TILE_O];
     int64_t column, width;
     int64_t ahead; /* from these codes to those that are needed next, in bytes */
+    const uint8_t *next; /* as many codes of the outputs behind these, in the order in which they lie in memory */
 } piece_t;
 
 typedef struct {
@@ -51,14 +49,6 @@ int64_t te_int4_stride(int64_t num_inputs) { return padded(num_inputs) + SUM_BYT
 static inline int64_t place_of(int64_t i) {
     const int64_t within = i % BLOCK_I;
     return i - within + within / LANE_I * GROUP_I + (within % LANE_I ? BLOCK_I / 2 : 0);
-}
-
-static inline float one_of(int64_t num_digits) {
-    return num_digits == 1 ? 127.f : num_digits == 2 ? 127.f * 256.f : 127.f * 65536.f;
-}
-
-static inline int32_t bias_of(int64_t num_digits) {
-    return num_digits == 1 ? 0x80 : num_digits == 2 ? 0x8080 : 0x808080;
 }
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512F__)
@@ -124,7 +114,7 @@ static inline __attribute__((always_inline)) void look_up_piece(const int num_ro
             __m512i low, high;
             if (num_lanes == 4) look_up(tables, codes, books, 4, &low, &high);
             else look_up(tables, codes, books, num_lanes, &low, &high);
-            if (num_rows) _mm_prefetch((const char *)codes + piece->ahead, _MM_HINT_T0);
+            if (num_rows) _mm_prefetch((const char *)piece->next + (i / BLOCK_I * TILE_O + o) * 64, _MM_HINT_T0);
             UNROLLED for (int r = 0; r < num_rows; r++) {
                 const int8_t *digits = (const int8_t *)x + r * x_stride + i;
                 sums[r][o] = _mm512_dpbusd_epi32(sums[r][o], low, _mm512_loadu_si512(digits));
@@ -200,15 +190,9 @@ static void add_products(const uint8_t *tables, const piece_t *piece, const uint
    holds a number that is not finite, so that its results say so. */
 static float split_row(const te_int4_linear *call, const void *x, uint8_t *digits, int64_t stride) {
     const int64_t num_digits = call->num_digits;
-    __m512i largest = _mm512_setzero_si512(), sums[3];
-    for (int64_t i = 0; i < call->num_inputs; i += GROUP_I) {
-        __m512i bits = _mm512_castps_si512(load16(x, call->dtype, i, 0xffff));
-        largest = _mm512_max_epu32(largest, _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)));
-    }
-    const uint32_t bits = _mm512_reduce_max_epu32(largest);
-    float amax;
-    memcpy(&amax, &bits, 4);
-    const __m512 factor = _mm512_set1_ps(bits < 0x7f800000u && amax > 1e-30f ? one_of(num_digits) / amax : 0.f);
+    const uint32_t largest = largest_of(x, call->dtype, call->num_inputs);
+    const __m512 factor = _mm512_set1_ps(digit_factor(largest, num_digits));
+    __m512i sums[3];
     const __m512i bias = _mm512_set1_epi32(bias_of(num_digits));
     for (int g = 0; g < num_digits; g++) sums[g] = _mm512_setzero_si512();
     for (int64_t i = 0; i < call->num_inputs; i += GROUP_I) {
@@ -225,23 +209,10 @@ static float split_row(const te_int4_linear *call, const void *x, uint8_t *digit
         const int32_t sum = _mm512_reduce_add_epi32(sums[g]);
         memcpy(digits + (g + 1) * stride - SUM_BYTES, &sum, 4);
     }
-    return bits < 0x7f800000u ? amax / one_of(num_digits) : NAN;
+    return digit_unit(largest, num_digits);
 }
 
 #else
-
-static inline void store(void *y, int64_t dtype, int64_t place, float value) {
-    if (dtype == TE_F32) {
-        ((float *)y)[place] = value;
-        return;
-    }
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    bits = isnan(value) ? 0x7fc00000u : bits + 0x7fff + ((bits >> 16) & 1); /* to nearest, ties to even */
-    ((uint16_t *)y)[place] = (uint16_t)(bits >> 16);
-}
-
-static inline int64_t element_bytes(int64_t dtype) { return dtype == TE_F32 ? 4 : 2; }
 
 static inline float load(const void *x, int64_t dtype, int64_t i) {
     if (dtype == TE_F32) return ((const float *)x)[i];
@@ -276,14 +247,15 @@ static void add_products(const uint8_t *tables, const piece_t *piece, const uint
 static float split_row(const te_int4_linear *call, const void *x, uint8_t *digits, int64_t stride) {
     const int64_t num_digits = call->num_digits;
     int32_t sums[3] = {0, 0, 0};
-    int is_finite = 1;
-    float amax = 0.f;
+    uint32_t largest = 0;
     for (int64_t i = 0; i < call->num_inputs; i++) {
         const float value = fabsf(load(x, call->dtype, i));
-        is_finite = is_finite && isfinite(value);
-        amax = value > amax ? value : amax;
+        uint32_t bits;
+        memcpy(&bits, &value, 4);
+        largest = bits > largest ? bits : largest;
     }
-    const float factor = is_finite && amax > 1e-30f ? one_of(num_digits) / amax : 0.f;
+    const int is_finite = largest < 0x7f800000u;
+    const float factor = digit_factor(largest, num_digits);
     for (int64_t i = 0; is_finite && i < call->num_inputs; i++) {
         int32_t whole = (int32_t)lrintf(load(x, call->dtype, i) * factor) + bias_of(num_digits);
         whole ^= bias_of(num_digits);
@@ -293,7 +265,7 @@ static float split_row(const te_int4_linear *call, const void *x, uint8_t *digit
         }
     }
     for (int64_t g = 0; g < num_digits; g++) memcpy(digits + (g + 1) * stride - SUM_BYTES, sums + g, 4);
-    return is_finite ? amax / one_of(num_digits) : NAN;
+    return digit_unit(largest, num_digits);
 }
 
 #endif
@@ -307,10 +279,8 @@ static void finish(const te_int4_linear *call, int64_t first, int64_t last, int6
         int32_t digit_sums[3];
         for (int64_t g = 0; g < num_digits; g++) memcpy(digit_sums + g, call->digits + (r + g + 1) * stride - SUM_BYTES, 4);
         for (int64_t o = 0; o < num_outputs; o++) {
-            float total = 0.f;
-            for (int64_t g = num_digits - 1; g >= 0; g--)
-                total = total * 256.f + (float)(sums[g * TILE_O + o] - 128 * digit_sums[g]);
-            float value = total * call->units[row] * call->scale[output + o];
+            const float total = joined_digits(sums + o, TILE_O, digit_sums, 1, num_digits);
+            const float value = total * call->units[row] * call->scale[output + o];
             store(call->y, call->dtype, row * call->num_outputs + output + o, value);
         }
     }
@@ -323,6 +293,7 @@ static void outputs_of(const te_int4_linear *call, int64_t output, int64_t first
     for (int64_t column = 0; column < num_inputs; column += CHUNK_I) {
         piece_t piece = {.column = column, .width = num_inputs - column < CHUNK_I ? num_inputs - column : CHUNK_I};
         const int is_last = column + piece.width == num_inputs;
+        piece.next = call->codes + ((output + TILE_O) * num_inputs + column * TILE_O) / 2;
         piece.ahead = is_last ? (TILE_O * num_inputs - column) / 2 : piece.width / 2;
         for (int o = 0; o < TILE_O; o++) {
             const int64_t row = output + o < call->num_outputs ? output + o : call->num_outputs - 1;

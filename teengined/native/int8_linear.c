@@ -85,17 +85,9 @@ static void tile(int num_rows, const uint8_t *x, int64_t x_stride, const int8_t 
 /* Writes a row's digits, lowest first, each `stride` bytes long; returns what one unit stands for: NaN where the row
    holds a number that is not finite, so that its results say so. */
 static float split_row(const void *x, int64_t dtype, int64_t num_inputs, int num_digits, uint8_t *digits, int64_t stride) {
-    __m512i largest = _mm512_setzero_si512();
-    for (int64_t i = 0; i < num_inputs; i += 16) {
-        __m512i bits = _mm512_castps_si512(load16(x, dtype, i, mask16(num_inputs - i)));
-        largest = _mm512_max_epu32(largest, _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)));
-    }
-    const uint32_t bits = _mm512_reduce_max_epu32(largest);
-    const float one = num_digits == 1 ? 127.f : num_digits == 2 ? 127.f * 256.f : 127.f * 65536.f;
-    const int32_t bias = num_digits == 1 ? 0x80 : num_digits == 2 ? 0x8080 : 0x808080;
-    float amax;
-    memcpy(&amax, &bits, 4);
-    const __m512 factor = _mm512_set1_ps(bits < 0x7f800000u && amax > 1e-30f ? one / amax : 0.f);
+    const uint32_t largest = largest_of(x, dtype, num_inputs);
+    const int32_t bias = bias_of(num_digits);
+    const __m512 factor = _mm512_set1_ps(digit_factor(largest, num_digits));
     for (int64_t i = 0; i < num_inputs; i += 16) {
         const __mmask16 mask = mask16(num_inputs - i);
         __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(load16(x, dtype, i, mask), factor));
@@ -105,7 +97,7 @@ static float split_row(const void *x, int64_t dtype, int64_t num_inputs, int num
             whole = _mm512_srli_epi32(whole, 8);
         }
     }
-    return bits < 0x7f800000u ? amax / one : NAN;
+    return digit_unit(largest, num_digits);
 }
 
 /* The sums of TILE_O outputs for the digit rows [first, last), written as rows of y. */
@@ -116,9 +108,7 @@ static void finish(const te_int8_linear *call, int64_t first, int64_t last, int6
         const int64_t row = r / num_digits;
         const int32_t *digits = sums + (r - first) * TILE_O;
         for (int o = 0; o < num_outputs; o++) {
-            float total = 0.f;
-            for (int g = num_digits - 1; g >= 0; g--)
-                total = total * 256.f + (float)(digits[g * TILE_O + o] - 128 * row_sums[o]);
+            const float total = joined_digits(digits + o, TILE_O, row_sums + o, 0, num_digits);
             float value = total * call->units[row] * call->scale[output + o];
             store(call->y, call->dtype, row * call->num_outputs + output + o, value);
         }

@@ -4,14 +4,10 @@
 #define TEENGINE_LANES_H
 
 #include <immintrin.h>
-#include <math.h>
-#include <string.h>
 
-#include "kernels.h"
+#include "numbers.h"
 
 static inline __mmask16 mask16(int64_t left) { return left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1); }
-
-static inline int64_t element_bytes(int64_t dtype) { return dtype == TE_F32 ? 4 : dtype == TE_BF16 ? 2 : 1; }
 
 static inline __m512 load16(const void *x, int64_t dtype, int64_t i, __mmask16 mask) {
     if (dtype == TE_BF16) {
@@ -20,17 +16,6 @@ static inline __m512 load16(const void *x, int64_t dtype, int64_t i, __mmask16 m
     }
     if (dtype == TE_I8) return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, (const int8_t *)x + i)));
     return _mm512_maskz_loadu_ps(mask, (const float *)x + i);
-}
-
-static inline void store(void *y, int64_t dtype, int64_t place, float value) {
-    if (dtype == TE_F32) {
-        ((float *)y)[place] = value;
-        return;
-    }
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    bits = isnan(value) ? 0x7fc00000u : bits + 0x7fff + ((bits >> 16) & 1); /* to nearest, ties to even */
-    ((uint16_t *)y)[place] = (uint16_t)(bits >> 16);
 }
 
 /* e^x within 2 units in the last place; 0 far below, infinity far above, NaN for NaN. e^x = 2^n * 2^f with f in
@@ -92,6 +77,16 @@ static inline __m512 sums16(const __m512 *v) {
     const __m512 low = _mm512_add_ps(_mm512_unpacklo_ps(b[0], b[1]), _mm512_unpackhi_ps(b[0], b[1]));
     const __m512 high = _mm512_add_ps(_mm512_unpacklo_ps(b[2], b[3]), _mm512_unpackhi_ps(b[2], b[3]));
     return _mm512_add_ps(_mm512_shuffle_ps(low, high, 0x44), _mm512_shuffle_ps(low, high, 0xee));
+}
+
+/* The bits of the largest magnitude among `count` numbers; those of NaN and infinity are above all others. */
+static inline uint32_t largest_of(const void *x, int64_t dtype, int64_t count) {
+    __m512i largest = _mm512_setzero_si512();
+    for (int64_t i = 0; i < count; i += 16) {
+        const __m512i bits = _mm512_castps_si512(load16(x, dtype, i, mask16(count - i)));
+        largest = _mm512_max_epu32(largest, _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)));
+    }
+    return _mm512_reduce_max_epu32(largest);
 }
 
 static inline float exp1(float x) { return _mm512_cvtss_f32(exp16(_mm512_set1_ps(x))); }

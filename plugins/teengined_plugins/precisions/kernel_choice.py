@@ -5,6 +5,7 @@ right for long. The first call of a kind times the candidates on its own operand
 winner up. Keys never hold addresses: a weight may lie in a buffer that is reused for the next one.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["MAX_REMEMBERED", "Kernel", "KernelChoice", "kernels_agree", "rows_bucket", "waiting_for"]
 
@@ -118,8 +121,9 @@ class KernelChoice:
         try:
             product, seconds = self._timed(kernel, synchronize)
             return seconds if agrees(reference, product) else None
-        except (RuntimeError, NotImplementedError):
-            return None  # this build or device lacks the kernel, which is what trying is for
+        except RuntimeError as error:  # this build or device lacks the kernel, which is what trying is for
+            logger.debug("a kernel drops out: %s", error)
+            return None
 
     def _fastest(
         self, kernels: Mapping[str, Kernel], best_seconds: dict[str, float], synchronize: Callable[[], None]

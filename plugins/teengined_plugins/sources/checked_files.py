@@ -1,16 +1,32 @@
 """Files of a checkpoint directory, opened only where they really lie: no `..`, no link out of the tree, bounded."""
 
+import hashlib
 import json
 import stat
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from teengined.core.errors import SourceError
 
-__all__ = ["checked_path", "read_json"]
+__all__ = ["checked_path", "existing_directory", "fingerprint_of", "read_json"]
 
 # config.json and a shard index of the largest known checkpoints stay under 10 MB; a tokenizer may reach 40 MB.
 MAX_JSON_BYTES = 256 * 2**20
+
+
+def existing_directory(reference: str) -> Path | None:
+    """Return the directory that a reference names; None where it names none."""
+    try:
+        directory = Path(reference).expanduser()
+        return directory if directory.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # a name that no directory can have, an unknown user, a NUL
+        return None
+
+
+def fingerprint_of(identities: Iterable[object]) -> str:
+    """Return a digest over the identities of a checkpoint's files, in whatever order they come."""
+    return hashlib.blake2b(repr(sorted(map(repr, identities))).encode(), digest_size=16).hexdigest()
 
 
 def checked_path(directory: Path, name: str) -> Path:

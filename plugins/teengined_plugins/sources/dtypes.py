@@ -1,33 +1,15 @@
-"""Element types of checkpoints by their names in safetensors. Torch-free until torch's own types are asked for."""
+"""torch's element types by their names in safetensors. Torch-free until they are asked for."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DTYPE_BYTES", "torch_dtype"]
-
-DTYPE_BYTES: Mapping[str, int] = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "F8_E8M0": 1,
-}
-"""Bytes of one element."""
+__all__ = ["torch_dtype"]
 
 
 def torch_dtype(name: str) -> "torch.dtype":
-    """Return torch's type for a name of `DTYPE_BYTES`."""
+    """Return torch's type for a name of `teengined.core.dtypes`."""
     import torch
 
     return {

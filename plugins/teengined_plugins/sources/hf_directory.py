@@ -1,6 +1,5 @@
 """Checkpoints as Hugging Face stores them: a directory of config.json, safetensors shards and a tokenizer."""
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from teengined.core.errors import SourceError
 from teengined.interfaces.hookspecs import hookimpl
 from teengined.interfaces.source import Checkpoint, ModelSource, SourceTensor
-from teengined_plugins.sources.checked_files import checked_path, read_json
+from teengined_plugins.sources.checked_files import checked_path, existing_directory, fingerprint_of, read_json
 from teengined_plugins.sources.quantised.methods import QUANTISATION_KEYS, open_quantised
 from teengined_plugins.sources.quantised.scheme import QuantisedTensor, StoredTensors
 from teengined_plugins.sources.safetensors_file import SafetensorsFile
@@ -33,10 +32,7 @@ class HFDirectory(ModelSource):
 
     def matches(self, reference: str) -> bool:
         """Say yes to every existing directory, so that a wrong one gets an error that says what it lacks."""
-        try:
-            return Path(reference).expanduser().is_dir()
-        except (OSError, RuntimeError, ValueError):  # a name that no directory can have, an unknown user, a NUL
-            return False
+        return existing_directory(reference) is not None
 
     def open(self, reference: str) -> Checkpoint:
         """Open the directory; headers of all shards are checked before this returns."""
@@ -84,8 +80,7 @@ class DirectoryCheckpoint(Checkpoint):
     @property
     def fingerprint(self) -> str:
         """A digest over the identities of the shards."""
-        identities = repr(sorted(file.identity for file in self._files))
-        return hashlib.blake2b(identities.encode(), digest_size=16).hexdigest()
+        return fingerprint_of(file.identity for file in self._files)
 
     def tensors(self) -> tuple[SourceTensor, ...]:
         """List the tensors of all shards; what is quantised as the tensor that it stands for."""

@@ -8,8 +8,9 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from teengined.core.dtypes import DTYPE_BYTES
 from teengined.core.errors import SourceError
-from teengined_plugins.sources.dtypes import DTYPE_BYTES, torch_dtype
+from teengined_plugins.sources.dtypes import torch_dtype
 
 if TYPE_CHECKING:
     import torch

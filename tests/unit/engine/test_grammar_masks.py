@@ -296,6 +296,10 @@ def test_closing_does_not_wait_for_what_is_computed(sampler: Sampler) -> None:
         open_sequence(sampler, params_of(grammar(GrammarKind.JSON_SCHEMA, json.dumps(SCHEMA))))
         sampler.close(1)
 
+    open_sequence(sampler, params_of(grammar(GrammarKind.REGEX, "x")))
+    (token,) = sampler.sample([SampleRow(1, 2)], random_row(1, 2))
+    assert chr(token.token_id) == "x"
+
 
 def test_tokens_of_several_bytes_and_letters_that_end_a_text_are_told_apart(tmp_path: Path) -> None:
     """A model whose end of sequence is an ordinary token, here `ab`, still ends only where the grammar does."""

@@ -300,6 +300,11 @@ def test_prompt_logprobs_of_faulty_logits_are_an_error_that_names_the_position(s
 def test_closing_what_never_came_is_no_error(sampler: Sampler) -> None:
     sampler.close(77)
 
+    sampler.open(opened(77, SamplingParams()))
+    logits = logits_of(1)
+    (token,) = sampler.sample([SampleRow(77, 3)], logits)
+    assert token.token_id == int(logits[0].argmax())
+
 
 def test_a_grammar_without_its_tokenizer_is_a_fault_of_its_sequence_alone(sampler: Sampler) -> None:
     sampler.open(opened(1, SamplingParams(grammar=Grammar(kind=GrammarKind.REGEX, text="a"))))
@@ -408,8 +413,10 @@ def test_whatever_is_asked_for_a_token_of_the_vocabulary_comes(
     assert told.token_id in set(range(VOCAB)) - set(banned)
 
 
-def drawn_with_guesses(sampler: Sampler, number: int, plain: list[SampledToken], rng: np.random.Generator) -> None:
-    """Draw the same answer several tokens at a time, guesses being right or wrong, and hold each against `plain`."""
+def drawn_with_guesses(
+    sampler: Sampler, number: int, plain: list[SampledToken], rng: np.random.Generator
+) -> list[SampledToken]:
+    """Return the same answer drawn several tokens at a time, guesses from `plain` being right or wrong."""
     sampler.open(opened(number, MIXED[number], choice=number))
     found: list[SampledToken] = []
     while len(found) < len(plain):
@@ -427,7 +434,7 @@ def drawn_with_guesses(sampler: Sampler, number: int, plain: list[SampledToken],
         assert len(told) == sum(is_right)
         found += told
     sampler.close(number)
-    assert found == plain
+    return found
 
 
 @pytest.mark.parametrize("number", range(len(MIXED)))
@@ -436,7 +443,7 @@ def test_an_answer_is_the_same_with_and_without_guesses(sampler: Sampler, number
     rng = np.random.default_rng(seed)
 
     for _ in range(8):
-        drawn_with_guesses(sampler, number, plain, rng)
+        assert drawn_with_guesses(sampler, number, plain, rng) == plain
 
 
 def test_rows_behind_a_fault_are_not_drawn(sampler: Sampler) -> None:

@@ -4,7 +4,6 @@ Weights are read from the optimizer's fp32 copy where there is one, since the mo
 files around them are read by a process that may die (`sources/pickled`); the values by their ranges.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from teengined.core.errors import SourceError
 from teengined.interfaces.hookspecs import hookimpl
 from teengined.interfaces.source import Checkpoint, ModelSource, SourceTensor
-from teengined_plugins.sources.checked_files import read_json
+from teengined_plugins.sources.checked_files import existing_directory, fingerprint_of, read_json
 from teengined_plugins.sources.deepspeed.layout import Layout, find_layout, is_deepspeed
 from teengined_plugins.sources.deepspeed.partitions import (
     MODEL_VALUES,
@@ -39,10 +38,10 @@ class DeepSpeed(ModelSource):
 
     def matches(self, reference: str) -> bool:
         """Say yes to a directory with DeepSpeed's files and without safetensors."""
+        directory = existing_directory(reference)
         try:
-            directory = Path(reference).expanduser()
-            return directory.is_dir() and is_deepspeed(directory)
-        except (OSError, RuntimeError, ValueError):  # a name that no directory can have, an unknown user, a NUL
+            return directory is not None and is_deepspeed(directory)
+        except OSError:  # it may not be looked into: whoever takes it for its own says so
             return False
 
     def open(self, reference: str) -> Checkpoint:
@@ -82,8 +81,7 @@ class DeepSpeedCheckpoint(Checkpoint):
     @property
     def fingerprint(self) -> str:
         """A digest over the identities of its files."""
-        identities = repr(sorted(self._identities.values()))
-        return hashlib.blake2b(identities.encode(), digest_size=16).hexdigest()
+        return fingerprint_of(self._identities.values())
 
     def tensors(self) -> tuple[SourceTensor, ...]:
         """List parameters and buffers."""

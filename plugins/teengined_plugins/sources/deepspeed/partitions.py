@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, cast
 
+from teengined.core.dtypes import DTYPE_BYTES
 from teengined.core.errors import SourceError
-from teengined_plugins.sources.dtypes import DTYPE_BYTES
 from teengined_plugins.sources.pickled.pieces import Piece, PiecedTensor, pieces_of
 from teengined_plugins.sources.pickled.reading import OpenedFile
 from teengined_plugins.sources.pickled.values import TensorRange

@@ -7,7 +7,7 @@ that the object is of no interest.
 from collections.abc import Callable, Mapping
 from typing import cast
 
-from teengined_plugins.sources.dtypes import DTYPE_BYTES
+from teengined.core.dtypes import DTYPE_BYTES
 from teengined_plugins.sources.pickled.values import (
     MAX_DIMENSIONS,
     Inert,

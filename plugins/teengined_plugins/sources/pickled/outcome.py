@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from teengined_plugins.sources.dtypes import DTYPE_BYTES
+from teengined.core.dtypes import DTYPE_BYTES
 from teengined_plugins.sources.pickled.archive import ArchiveEntry
 from teengined_plugins.sources.pickled.values import RefusedFile, TensorInStorage, TensorRange
 

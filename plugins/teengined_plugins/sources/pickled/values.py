@@ -6,7 +6,7 @@ Torch-free, as everything here is: the process that reads these files must be sm
 from dataclasses import dataclass
 from math import prod
 
-from teengined_plugins.sources.dtypes import DTYPE_BYTES
+from teengined.core.dtypes import DTYPE_BYTES
 
 __all__ = ["MAX_DIMENSIONS", "Inert", "RefusedFile", "Storage", "TensorInStorage", "TensorRange"]
 
