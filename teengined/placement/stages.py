@@ -178,25 +178,30 @@ def _fill_host_tier(model: CostModel, drafts: Sequence[_Draft]) -> list[_Draft]:
         open_stages = [
             draft
             for draft in filled
-            if model.uses_host_tier(draft.assignment.device) and _next_for_host(draft, room) is not None
+            if model.uses_host_tier(draft.assignment.device) and _next_for_host(model, draft, room) is not None
         ]
         if not open_stages:
             return _fill_host_caches(model, filled, room)
         neediest = max(open_stages, key=lambda draft: (_disk_excess(model, draft), -draft.index))
-        position = _next_for_host(neediest, room)
+        position = _next_for_host(model, neediest, room)
         assert position is not None
         tiers = list(neediest.tiers)
         tiers[position] = Tier.HOST
-        room -= neediest.groups[position].dense_bytes
+        room -= _new_bytes(model, neediest.groups[position])
         filled[neediest.index] = replace(neediest, tiers=tuple(tiers))
 
 
-def _next_for_host(draft: _Draft, room: int) -> int | None:
+def _new_bytes(model: CostModel, group: Group) -> int:
+    """Return what a group takes of the host tier: what others hold there is shared."""
+    return group.dense_bytes - model.held_bytes(group)
+
+
+def _next_for_host(model: CostModel, draft: _Draft, room: int) -> int | None:
     """Return the largest group on disk that fits into `room`."""
     fitting = [
         position
         for position, (group, tier) in enumerate(zip(draft.groups, draft.tiers, strict=True))
-        if tier is Tier.DISK and group.dense_bytes <= room
+        if tier is Tier.DISK and _new_bytes(model, group) <= room
     ]
     return max(fitting, key=lambda position: (draft.groups[position].dense_bytes, -position), default=None)
 

@@ -24,6 +24,8 @@ from teengined.service.disk_health import DiskHealth
 from teengined.service.draft_model import DraftModel, check_draft_model
 from teengined.service.drafts import check_mode, with_drafts
 from teengined.service.host import available_memory_bytes
+from teengined.service.host_ledger import claim_of
+from teengined.service.host_pool import HostPool
 from teengined.service.metrics.call_meter import CallMeter
 from teengined.service.planning import Planned, Planner
 from teengined.service.prompts import PromptReader
@@ -54,6 +56,9 @@ class DeploymentSet:
     pool: WorkerPool
     runtime_dir: Path
     spool: SpoolDirectory
+    host_pool: HostPool
+    host_pool_path: str = ""
+    """Where workers ask the pool for memory."""
     disks: DiskHealth = field(default_factory=lambda: DiskHealth(paths=()))
     draining: bool = False
     _models: dict[str, LoadedModel] = field(default_factory=dict[str, LoadedModel])
@@ -136,7 +141,7 @@ class DeploymentSet:
         try:
             await model.open(on_progress)
         except BaseException:
-            self._models.pop(name, None)
+            self._forget(name)
             raise
         seconds = time.monotonic() - start
         logger.info("loaded %s on %s in %.1f s", name, ", ".join(model.stages.device_ids), seconds)
@@ -156,8 +161,14 @@ class DeploymentSet:
         if not now:
             await model.wait_idle()
         await model.close()
-        self._models.pop(name, None)
+        self._forget(name)
         logger.info("unloaded %s", name)
+
+    def _forget(self, name: str) -> None:
+        """Let go of a model whose stages are closed, and of the host memory that nobody else uses."""
+        model = self._models.pop(name, None)
+        if model is not None:
+            self.host_pool.release(model.id)
 
     async def drain(self, timeout_seconds: float) -> None:
         """Refuse what is new and wait until running answers are done, at most `timeout_seconds`."""
@@ -210,20 +221,13 @@ class DeploymentSet:
         self._num_loads += 1
         deployment_id = f"d{self._num_loads}"
         spool = spool_limits(config.kv, planned, available_memory_bytes())
-        options = StageOptions(
+        claim = claim_of(plan, planned.manifest)
+        options = replace(
+            self._stage_options(request, planned, spool),
             package_dir=package_dir,
-            num_host_slots=spool.num_host_slots,
-            num_disk_slots=spool.num_disk_slots,
             spool_dir=self.spool.make(deployment_id) if spool.num_disk_slots else None,
             address_dir=self.runtime_dir / "stages" / deployment_id,
-            verify=request.verify,
-            direct_io=self._wants_direct_io(planned.manifest, plan),
-            streaming=replace(config.streaming, max_step_tokens=planned.planning.max_step_tokens),
-            limits=config.limits,
-            num_blocks=planned.planning.num_blocks,
-            block_tokens=planned.planning.block_tokens,
-            kv_dtype=planned.planning.kv_dtype,
-            numerics=request.plan.numerics or config.planning.numerics,
+            host_pool_ticket=self.host_pool.reserve(deployment_id, claim),
         )
         policy = self.planner.registry.scheduling_policy(config.batching.scheduling_policy)
         return LoadedModel(
@@ -247,7 +251,28 @@ class DeploymentSet:
             limits=config.limits,
             worker_settings=config.worker,
             disks=self.disks,
+            host_pool_bytes=claim.total_bytes,
             draft=draft,
+        )
+
+    def _stage_options(self, request: LoadModel, planned: Planned, spool: SpoolLimits) -> StageOptions:
+        """Return what stages are told, but for the places that are the deployment's own."""
+        config = self.config
+        return StageOptions(
+            package_dir=Path(),
+            address_dir=Path(),
+            num_host_slots=spool.num_host_slots,
+            num_disk_slots=spool.num_disk_slots,
+            verify=request.verify,
+            direct_io=self._wants_direct_io(planned.manifest, planned.plan),
+            streaming=replace(config.streaming, max_step_tokens=planned.planning.max_step_tokens),
+            limits=config.limits,
+            num_blocks=planned.planning.num_blocks,
+            block_tokens=planned.planning.block_tokens,
+            kv_dtype=planned.planning.kv_dtype,
+            numerics=request.plan.numerics or config.planning.numerics,
+            host_pool_path=self.host_pool_path,
+            lock_host_pool=config.host.lock,
         )
 
     async def _draft_model(

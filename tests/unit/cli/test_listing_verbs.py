@@ -70,6 +70,7 @@ DEPLOYMENT = wire.Deployment(
         wire.DraftedTokens(request_class="sampled", source="lookup", is_on=False, num_drafted=0, num_accepted=0),
     ),
     kv_tiers=KvTiers(num_host_slots=50, num_host_blocks=20, num_disk_slots=100, num_disk_blocks=3),
+    host_pool_bytes=1_500_000,
 )
 SUMMARY = wire.ModelSummary(
     name="tiny",
@@ -143,11 +144,11 @@ def test_ps_shows_where_the_bytes_are_and_the_share_of_the_bound(daemon, capsys)
     assert "cpu 60% disk 40%" in out
     header, row = out.splitlines()
     assert header.endswith(
-        "CONTEXT  RUN  WAIT       KV  SPOOL             ALL TOK/S  TOK/S  BOUND  SHARE  EXPERTS  BUBBLES  "
+        "CONTEXT  RUN  WAIT       KV  SPOOL             HOST    ALL TOK/S  TOK/S  BOUND  SHARE  EXPERTS  BUBBLES  "
         "DRAFTS                     STATE"
     )
     assert row.endswith(
-        "2048    1     2  25%+50%  host 40% disk 3%      120.0   40.0   50.0    80%  -        5% 31%   "
+        "2048    1     2  25%+50%  host 40% disk 3%  1.5 MB      120.0   40.0   50.0    80%  -        5% 31%   "
         "grammar 0% off greedy 75%  ready"
     )
 
@@ -174,12 +175,12 @@ def test_ps_shows_how_often_an_expert_was_cached_and_counts_the_cache_to_the_dev
 
 def test_ps_leaves_out_what_was_not_measured(daemon, capsys):
     quiet = replace(DEPLOYMENT, num_blocks=0, tokens_per_second=0.0, total_tokens_per_second=0.0)
-    quiet = replace(quiet, stage_bubbles=(), drafted=(), kv_tiers=KvTiers())
+    quiet = replace(quiet, stage_bubbles=(), drafted=(), kv_tiers=KvTiers(), host_pool_bytes=0)
     daemon.answer(wire.ListDeployments, wire.DeploymentList(deployments=(quiet,)))
 
     _, out, _ = run(daemon, capsys, "ps")
 
-    assert out.splitlines()[1].split()[-12:] == ["1", "2", "-", "-", "-", "-", "50.0", "-", "-", "-", "-", "ready"]
+    assert out.splitlines()[1].split()[-13:] == ["1", "2", "-", "-", "-", "-", "-", "50.0", "-", "-", "-", "-", "ready"]
 
 
 def test_ps_as_json_is_the_record(daemon, capsys):
