@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 # Stages that ask at once: each device opens one for each deployment at most.
 _BACKLOG = 128
+# Descriptors come back as models are unloaded; meanwhile the log should not fill.
+_RETRY_SECONDS = 1.0
+# Of SO_PEERCRED: process, user, group.
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -71,7 +74,7 @@ class HostPoolSocket:
                 connection, _ = await loop.sock_accept(listening)
             except OSError as error:  # Such as no descriptor left: those that are open go on.
                 logger.error("a worker could not connect to the pool of host memory: %s", error)  # noqa: TRY400
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(_RETRY_SECONDS)
                 continue
             self._spawn(self._serve(connection))
 

@@ -144,7 +144,7 @@ def test_ps_shows_where_the_bytes_are_and_the_share_of_the_bound(daemon, capsys)
     assert "cpu 60% disk 40%" in out
     header, row = out.splitlines()
     assert header.endswith(
-        "CONTEXT  RUN  WAIT       KV  SPOOL             HOST    ALL TOK/S  TOK/S  BOUND  SHARE  EXPERTS  BUBBLES  "
+        "CONTEXT  RUN  WAIT       KV  SPOOL               HOST  ALL TOK/S  TOK/S  BOUND  SHARE  EXPERTS  BUBBLES  "
         "DRAFTS                     STATE"
     )
     assert row.endswith(
@@ -211,6 +211,15 @@ def test_status_is_one_screen(daemon, capsys):
     assert out.startswith("teengined 1.2.3 on here: ready, up 1h01m, pid 42, 50.0 MB resident\n")
     assert "backoff: worker died twice" in out
     assert "\x1b" not in out
+
+
+def test_status_tells_of_the_pool_of_host_memory_where_it_is_used(daemon, capsys):
+    daemon.answer(wire.GetStatus, STATUS)
+    assert "host memory" not in run(daemon, capsys, "status")[1]
+
+    pool = wire.HostPoolStatus(budget_bytes=8_000_000, planned_bytes=3_000_000, unshared_bytes=5_000_000)
+    daemon.answer(wire.GetStatus, replace(STATUS, host_pool=pool))
+    assert "\nhost memory: 3.0 MB of 8.0 MB taken, 2.0 MB saved by sharing\n" in run(daemon, capsys, "status")[1]
 
 
 def test_status_is_coloured_when_asked(daemon, capsys):
