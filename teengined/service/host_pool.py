@@ -113,12 +113,15 @@ class HostPool:
             unit.move("filled")
         return self.claim(ticket, digest, filler)
 
-    async def wait_changed(self, ticket: str, digest: str) -> None:
-        """Return when a unit's state is another one. Raises as `claim`."""
+    def next_change(self, ticket: str, digest: str) -> "asyncio.Future[None]":
+        """Return what is done when a unit's state is another one than now. Raises as `claim`.
+
+        No coroutine: one that had yet to begin would miss what changes until it does.
+        """
         unit = self._find(ticket, digest)
-        changed = asyncio.get_running_loop().create_future()
+        changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         unit.waiting.append(changed)
-        await changed
+        return changed
 
     def abandon(self, filler: object) -> None:
         """Take back what `filler` was to fill: what it sealed is whole, the rest is for the next who asks.

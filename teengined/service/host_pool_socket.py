@@ -116,8 +116,8 @@ class HostPoolSocket:
 
     async def _wait(self, connection: socket.socket, message: ClaimUnit) -> None:
         """Wait for the unit, or for the end of whoever waits for it: it sends nothing while it does."""
+        changed = self.pool.next_change(message.ticket, message.digest)
         gone = asyncio.ensure_future(_until_readable(connection))
-        changed = asyncio.ensure_future(self.pool.wait_changed(message.ticket, message.digest))
         try:
             done, _ = await asyncio.wait((gone, changed), return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -101,7 +101,7 @@ class Planner:
 
     def _taken(self, reserved: Mapping[str, int]) -> Mapping[str, int]:
         """Return what cannot be had of each device: other deployments' parts, and what the host does not have now."""
-        short = short_bytes(self.specs, reserved, self.available_bytes())
+        short = short_bytes(self.specs, reserved, max(0, self.available_bytes() - self.host_pool.unfilled_bytes))
         for device_id, num_bytes in short.items():
             logger.warning("%s: the host lacks %s of its budget now", device_id, format_bytes(num_bytes))
         return {key: reserved.get(key, 0) + short.get(key, 0) for key in {*reserved, *short}}

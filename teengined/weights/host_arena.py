@@ -31,6 +31,10 @@ __all__ = ["HostArena"]
 
 logger = logging.getLogger(__name__)
 
+# Each needs a descriptor until it is filled; and of two workers that load the same, each reads what the other has not
+# begun.
+_CLAIMED_AT_ONCE = 16
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Loading:
@@ -88,7 +92,10 @@ class HostArena:
         assert access is not None, "there is no arena without a pool"
         with HostPoolLink(access, timeout_seconds=timeout_seconds) as link:
             loading = _Loading(link=link, reads=pool, timeout_seconds=timeout_seconds, on_unit=on_unit)
-            for unit in self._take(tuple(self._units.values()), loading, wait=False):
+            units, busy = tuple(self._units.values()), list[UnitSpec]()
+            for start in range(0, len(units), _CLAIMED_AT_ONCE):
+                busy += self._take(units[start : start + _CLAIMED_AT_ONCE], loading, wait=False)
+            for unit in busy:
                 self._take((unit,), loading, wait=True)
         if access.is_locked:
             self._lock()

@@ -5,7 +5,14 @@ import socket
 from types import TracebackType
 from typing import Any, Self
 
-from teengined.core.errors import DeadlineExceeded, ProtocolError, TeengineError, TransportError, error_class
+from teengined.core.errors import (
+    CapacityError,
+    DeadlineExceeded,
+    ProtocolError,
+    TeengineError,
+    TransportError,
+    error_class,
+)
 from teengined.protocol.pool_messages import (
     MAX_PACKET_BYTES,
     ClaimUnit,
@@ -49,6 +56,7 @@ class HostPoolLink:
             TeengineError: the pool refuses.
             TransportError: the daemon is gone.
             DeadlineExceeded: no answer came in time.
+        CapacityError: this process has no descriptor left.
         """
         return self._ask(ClaimUnit(ticket=self._ticket, digest=digest, wait=wait))
 
@@ -73,7 +81,7 @@ class HostPoolLink:
     def _ask(self, question: Any) -> Granted:
         try:
             self._socket.send(pack(question))
-            packet, descriptors, _, _ = socket.recv_fds(self._socket, MAX_PACKET_BYTES, 1)
+            packet, descriptors, flags, _ = socket.recv_fds(self._socket, MAX_PACKET_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
         except TimeoutError as error:
             raise DeadlineExceeded(
                 f"the pool of host memory did not answer within {self._timeout_seconds:g} s: another worker that was"
@@ -82,6 +90,11 @@ class HostPoolLink:
             ) from error
         except OSError as error:
             raise _lost(error) from error
+        if flags & socket.MSG_CTRUNC:
+            raise CapacityError(
+                "a worker has no descriptor left for a unit in the pool of host memory",
+                hint="raise the limit on open files (LimitNOFILE= in the unit, `ulimit -n` in a shell)",
+            )
         descriptor = descriptors[0] if descriptors else None
         try:
             return _checked(packet, descriptor), descriptor

@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,7 +62,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def running(
     store: Path, directory: Path, *, host: str = "", worker: str = "", host_bytes: int = 64 * MIB
-) -> Iterator[PrivateDaemon]:
+) -> Generator[PrivateDaemon]:
     specs = [DeviceSpec(id=f"null:{index}", driver="null", memory_bytes=64 * MIB) for index in range(2)]
     measure = FAKES / "fake_measure.py"
     settings = SETTINGS.format(python=sys.executable, measure=measure, host=host, worker=worker, host_bytes=host_bytes)

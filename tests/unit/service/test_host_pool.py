@@ -68,14 +68,12 @@ def test_whoever_waits_is_woken_by_an_end_of_any_kind(pool: HostPool) -> None:
     async def run() -> None:
         one, two = pool.reserve("one", HostClaim(units=UNITS)), pool.reserve("two", HostClaim(units=UNITS))
         pool.claim(one, "a", "first")
-        waiting = asyncio.ensure_future(pool.wait_changed(two, "a"))
-        await asyncio.sleep(0)
+        waiting = pool.next_change(two, "a")
         pool.abandon("first")
         await asyncio.wait_for(waiting, 10)
 
         pool.claim(one, "a", "first")
-        waiting = asyncio.ensure_future(pool.wait_changed(two, "a"))
-        await asyncio.sleep(0)
+        waiting = pool.next_change(two, "a")
         pool.release("one")
         pool.release("two")
         await asyncio.wait_for(waiting, 10)
