@@ -47,6 +47,15 @@ OnProgress = Callable[[LoadProgress], None]
 _TEMPLATE_FACTOR = 2
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """What is a new deployment's own before it is made."""
+
+    id: str
+    host_pool_ticket: str
+    host_pool_bytes: int
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class DeploymentSet:
     """The deployments of one daemon, by the name that requests use."""
@@ -135,8 +144,12 @@ class DeploymentSet:
             self._check_room(name)
             on_progress(LoadProgress(phase="plan", done=0, total=1, unit="steps"))
             planned = await self.planner.plan(request.plan, self.reserved_bytes(), on_progress)
-            model = await self._make(request, name, planned)
-            self._models[name] = model
+            place = self._place_of(planned)
+            try:
+                self._models[name] = model = await self._make(request, name, planned, place)
+            except BaseException:
+                self.host_pool.release(place.id)
+                raise
         on_progress(LoadProgress(phase="plan", done=1, total=1, unit="steps"))
         try:
             await model.open(on_progress)
@@ -207,7 +220,19 @@ class DeploymentSet:
                 f"{limit} models are loaded, which is the limit", hint="unload one with `teengine unload`"
             )
 
-    async def _make(self, request: LoadModel, name: str, planned: Planned) -> LoadedModel:
+    def _place_of(self, planned: Planned) -> _Place:
+        """Return a new deployment's own place, with what it keeps in host memory reserved.
+
+        Raises:
+            CapacityError: the pool of host memory has no room.
+        """
+        self._num_loads += 1
+        deployment_id = f"d{self._num_loads}"
+        claim = claim_of(planned.plan, planned.manifest)
+        ticket = self.host_pool.reserve(deployment_id, claim)
+        return _Place(id=deployment_id, host_pool_ticket=ticket, host_pool_bytes=claim.total_bytes)
+
+    async def _make(self, request: LoadModel, name: str, planned: Planned, place: _Place) -> LoadedModel:
         config, plan = self.config, replace(planned.plan, model=name)
         package_dir = await asyncio.to_thread(self.planner.store.path_of, request.plan.model)
         if request.verify:
@@ -218,25 +243,22 @@ class DeploymentSet:
         except BaseException:
             await asyncio.to_thread(text.close)
             raise
-        self._num_loads += 1
-        deployment_id = f"d{self._num_loads}"
         spool = spool_limits(config.kv, planned, available_memory_bytes())
-        claim = claim_of(plan, planned.manifest)
         options = replace(
             self._stage_options(request, planned, spool),
             package_dir=package_dir,
-            spool_dir=self.spool.make(deployment_id) if spool.num_disk_slots else None,
-            address_dir=self.runtime_dir / "stages" / deployment_id,
-            host_pool_ticket=self.host_pool.reserve(deployment_id, claim),
+            spool_dir=self.spool.make(place.id) if spool.num_disk_slots else None,
+            address_dir=self.runtime_dir / "stages" / place.id,
+            host_pool_ticket=place.host_pool_ticket,
         )
         policy = self.planner.registry.scheduling_policy(config.batching.scheduling_policy)
         return LoadedModel(
-            id=deployment_id,
+            id=place.id,
             name=name,
             package=request.plan.model,
             package_dir=package_dir,
             manifest=planned.manifest,
-            stages=StageSet(deployment_id, plan, options, self.pool),
+            stages=StageSet(place.id, plan, options, self.pool),
             text=text,
             prompts=PromptReader(text, plan.context_tokens, lambda: datetime.now().astimezone()),
             parser=parser_for(text.template_source, text.special_tokens, planned.manifest.architecture),
@@ -251,7 +273,7 @@ class DeploymentSet:
             limits=config.limits,
             worker_settings=config.worker,
             disks=self.disks,
-            host_pool_bytes=claim.total_bytes,
+            host_pool_bytes=place.host_pool_bytes,
             draft=draft,
         )
 

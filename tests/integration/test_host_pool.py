@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Generator, Iterator
@@ -15,7 +16,7 @@ import pytest
 from benchmarks.private_daemon import PrivateDaemon
 from teengined.client import Client
 from teengined.core.device import DeviceSpec
-from teengined.core.errors import WorkerLost
+from teengined.core.errors import PackageCorrupt, UnknownModel, WorkerLost
 from teengined.core.memory_limits import read_host_memory
 from teengined.core.plan import Tier
 from teengined.core.sampling import SamplingParams
@@ -246,3 +247,22 @@ def test_where_locking_is_not_allowed_the_pool_is_used_and_the_limit_is_told(sto
             r".*the limit on locked memory is 4\.2 MB",
             log_of(daemon),
         )
+
+
+def test_a_load_that_fails_leaves_nothing_in_the_pool(store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "store")
+    unit_file = next((tmp_path / "store" / "noise" / "units").glob("layer-00004*"))
+    with unit_file.open("r+b") as file:
+        file.seek(unit_file.stat().st_size - 8192)
+        file.write(b"\x01" * 4096)
+    with running(tmp_path / "store", tmp_path) as daemon:
+        plan = PlanModel(model="noise", device_ids=("null:0",), resident_fraction=0.0)
+        with pytest.raises(UnknownModel):  # before its stages are opened
+            daemon.client.load(LoadModel(plan=plan, draft="nobody", speculation="draft"))
+        assert daemon.client.status().host_pool.planned_bytes == 0
+
+        with pytest.raises(PackageCorrupt, match=r"null:0: unit layer\.4 differs from its digest"):
+            load(daemon.client, "first", "null:0")
+        assert daemon.client.status().host_pool.planned_bytes == 0
+        (pid,) = worker_pids(daemon.client)
+        assert in_pool(pid) == {}

@@ -157,6 +157,19 @@ def test_what_others_hold_in_host_memory_is_shared_and_takes_no_room() -> None:
     assert alone.stages[0].cost.disk_seconds - found.stages[0].cost.disk_seconds == pytest.approx(3 * 2 / 0.1 * 1e-3)
 
 
+def test_of_groups_of_one_size_those_are_streamed_that_others_hold() -> None:
+    gpu = spec(0, 14.2, "cuda")
+    inputs = planning(manifest([2] * 8), [gpu], {gpu.id: profile(gpu, copies=4)}, host=host(disk=0.1))
+    held = frozenset({"layer.0", "layer.3", "layer.4"})
+
+    found = plan(replace(inputs, held_unit_ids=held), Optimal())
+
+    assert {unit_id for unit_id, tier in tiers(found).items() if tier is Tier.HOST} == held
+    on_disk = [name for name, tier in tiers(found).items() if tier is Tier.DISK and name != "embedding"]
+    assert len(on_disk) == 2  # of four layers and the head that do not fit
+    assert found.gap == 0
+
+
 def test_held_units_are_of_no_use_to_a_device_in_host_memory() -> None:
     inputs = planning(manifest([2] * 8), [spec(0, 12)], host=host(disk=0.1))
 
