@@ -168,7 +168,8 @@ class HostArena:
         except OutOfDeviceMemory as error:
             self._note(
                 f"{self._device.spec.id}: {format_bytes(locked_bytes)} of {format_bytes(self.size_bytes)} in the"
-                f" pool of host memory are locked, the rest may be swapped out: {error.message}"
+                f" pool of host memory are locked, the rest may be swapped out: {error.message};"
+                " raise it for all workers (LimitMEMLOCK= in the unit, `ulimit -l` in a shell), or unset host.lock"
             )
 
     def _register(self) -> None:
