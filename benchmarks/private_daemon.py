@@ -32,7 +32,7 @@ class PrivateDaemon:
         config_file = self._runtime_dir / "teengined.toml"
         config_file.write_text(settings + "\n" + "\n".join(map(_device_table, devices)), "utf-8")
         self.endpoint = f"ipc://{self._runtime_dir}/teengined.sock"
-        self._log_file = self._runtime_dir / "log"
+        self.log_file = self._runtime_dir / "log"
         self._command = [
             *(sys.executable, "-m", "teengined.daemon.main", "--die-with-parent"),
             *("--config", str(config_file), "--runtime-dir", str(self._runtime_dir)),
@@ -41,7 +41,7 @@ class PrivateDaemon:
 
     def __enter__(self) -> Self:
         """Start and wait until it answers."""
-        with self._log_file.open("wb") as log:
+        with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.client = Client(self.endpoint)
         deadline = time.monotonic() + _READY_SECONDS
@@ -50,7 +50,7 @@ class PrivateDaemon:
                 self.client.status()
             except DaemonUnreachable:
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise DaemonUnreachable(f"the daemon did not start:\n{self._log_file.read_text()}") from None
+                    raise DaemonUnreachable(f"the daemon did not start:\n{self.log_file.read_text()}") from None
                 time.sleep(0.05)
             else:
                 return self

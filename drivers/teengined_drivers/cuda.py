@@ -109,6 +109,24 @@ class CudaDevice(Device):
             raise DriverError("the buffer to free was not allocated by this device, or was freed before")
         self._budget.give_back(kept[1])
 
+    def register_host(self, buffer: "torch.Tensor") -> bool:
+        """Lock its pages for direct copies, as those of staging buffers."""
+        self._check_open()
+        with mapped_errors(self.spec.id):
+            lock_pages(buffer.data_ptr(), whole_pages(buffer.nbytes), read_only=True)
+        self._registered.add(buffer.data_ptr())
+        return True
+
+    def unregister_host(self, buffer: "torch.Tensor") -> bool:
+        """Unlock its pages when the copies that are queued are done."""
+        self._check_open()
+        if buffer.data_ptr() not in self._registered:
+            return False
+        with mapped_errors(self.spec.id):
+            self._copy_stream.synchronize()
+            self._unregister(buffer.data_ptr())
+        return True
+
     def copy(self, source: "torch.Tensor", target: "torch.Tensor") -> CopyEvent:
         """Queue on the copy stream."""
         import torch

@@ -14,13 +14,20 @@ __all__ = ["lock_pages", "mapped_errors", "torch_index", "unlock_pages"]
 
 # cudaHostRegisterPortable: page-locked for every context of the process.
 _PORTABLE = 1
+# cudaHostRegisterReadOnly: without it, pages that are mapped for reading only are refused.
+_READ_ONLY = 8
 
 
-def lock_pages(address: int, num_bytes: int) -> None:
-    """Lock host pages for direct copies; RuntimeError where CUDA refuses."""
+def lock_pages(address: int, num_bytes: int, *, read_only: bool = False) -> None:
+    """Lock host pages for direct copies, of memory mapped for reading where `read_only`.
+
+    Raises:
+        RuntimeError: CUDA refuses.
+    """
     import torch
 
-    torch.cuda.check_error(int(_runtime().cudaHostRegister(address, num_bytes, _PORTABLE)))
+    flags = _PORTABLE | (_READ_ONLY if read_only else 0)
+    torch.cuda.check_error(int(_runtime().cudaHostRegister(address, num_bytes, flags)))
 
 
 def unlock_pages(address: int) -> None:

@@ -9,9 +9,9 @@ import threading
 from typing import TYPE_CHECKING
 
 from teengined.core.errors import DriverError, OutOfDeviceMemory
+from teengined.core.locked_memory import lock_memory, unlock_memory
 from teengined.core.quantities import format_bytes
 from teengined_drivers.budget import whole_pages
-from teengined_drivers.locked_memory import lock_memory, unlock_memory
 
 if TYPE_CHECKING:
     import torch

@@ -23,11 +23,13 @@ from teengined.protocol.worker_messages import WORKER_LIMITS
 from teengined.service.config import LoadedConfig
 from teengined.service.context import ServiceContext
 from teengined.service.deployments import DeploymentSet
-from teengined.service.devices import describe_devices, resolve_devices
+from teengined.service.devices import describe_devices, resolve_devices, resolve_host_pool
 from teengined.service.disk_health import DiskHealth
 from teengined.service.grammar_check import CheckLimits, GrammarChecker
 from teengined.service.handlers.metrics import read_metrics
 from teengined.service.handlers.table import handler_table
+from teengined.service.host_pool import HostPool
+from teengined.service.host_pool_socket import HostPoolSocket
 from teengined.service.metrics.call_meter import SocketMeter
 from teengined.service.metrics.listener import MetricsListener
 from teengined.service.planning import Planner
@@ -48,6 +50,8 @@ class Inventory:
     registry: PluginRegistry
     descriptions: dict[str, DeviceDescription]
     specs: tuple[DeviceSpec, ...]
+    host_pool_bytes: int
+    """Most that the pool of host memory may hold."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -57,6 +61,7 @@ class Daemon:
     context: ServiceContext
     server: Server
     metrics: MetricsListener
+    _host_socket: HostPoolSocket
     _socket: ClientSocket
     _runtime: RuntimeDirectory
     _zmq: zmq.asyncio.Context
@@ -74,6 +79,8 @@ class Daemon:
         await self.server.close()
         await self.context.grammars.close()
         await self.context.pool.close(now=now)
+        await self._host_socket.close()
+        self.context.deployments.host_pool.close()
         self._socket.close()
         self._zmq.term()
         shutil.rmtree(self.context.runtime_dir / "stages", ignore_errors=True)
@@ -95,8 +102,12 @@ def take_inventory(loaded: LoadedConfig) -> Inventory:
     wanted = (*config.plugins.discover, *(device.id.partition(":")[0] for device in config.devices))
     descriptions = describe_devices(registry, tuple(dict.fromkeys(wanted)))
     found = {key: item for key, item in descriptions.items() if item.driver in config.plugins.discover}
-    specs = resolve_devices(config, registry, found, read_host_memory())
-    return Inventory(loaded=loaded, registry=registry, descriptions=descriptions, specs=specs)
+    memory = read_host_memory()
+    specs = resolve_devices(config, registry, found, memory)
+    host_pool_bytes = resolve_host_pool(config, specs, memory)
+    return Inventory(
+        loaded=loaded, registry=registry, descriptions=descriptions, specs=specs, host_pool_bytes=host_pool_bytes
+    )
 
 
 def wire(inventory: Inventory, directories: Directories, request_drain: Callable[[], None]) -> Daemon:
@@ -113,20 +124,34 @@ def wire(inventory: Inventory, directories: Directories, request_drain: Callable
         socket = bind_client_socket(context, config, directories.runtime, os.environ)
         pool = WorkerPool(inventory.specs, _with_command(config.worker), WORKER_LIMITS, launch)
         pool.open(context, directories.runtime / "workers")
+        host_socket = HostPoolSocket(HostPool(inventory.host_pool_bytes))
+        host_socket.open(directories.runtime / "workers" / "memory.sock")
     except BaseException:
         context.destroy(linger=0)
         runtime.close()
         raise
-    service = _service(inventory, directories, pool, request_drain)
+    service = _service(inventory, directories, pool, host_socket, request_drain)
     server = Server(
         socket=socket.router, settings=config.protocol, handlers=handler_table(service), meter=service.socket_meter
     )
     listener = MetricsListener(config.metrics, lambda: read_metrics(service).text)
-    return Daemon(context=service, server=server, metrics=listener, _socket=socket, _runtime=runtime, _zmq=context)
+    return Daemon(
+        context=service,
+        server=server,
+        metrics=listener,
+        _host_socket=host_socket,
+        _socket=socket,
+        _runtime=runtime,
+        _zmq=context,
+    )
 
 
 def _service(
-    inventory: Inventory, directories: Directories, pool: WorkerPool, request_drain: Callable[[], None]
+    inventory: Inventory,
+    directories: Directories,
+    pool: WorkerPool,
+    host_socket: HostPoolSocket,
+    request_drain: Callable[[], None],
 ) -> ServiceContext:
     config = inventory.loaded.config
     store = PackageStore(directories.store)
@@ -138,7 +163,14 @@ def _service(
         settings=config.planning,
         environment={**os.environ, "TEENGINE_WORKER_PARENT": str(os.getpid())},
     )
-    planner = Planner(config=config, registry=inventory.registry, store=store, profiles=profiles, specs=inventory.specs)
+    planner = Planner(
+        config=config,
+        registry=inventory.registry,
+        store=store,
+        profiles=profiles,
+        specs=inventory.specs,
+        host_pool=host_socket.pool,
+    )
     spool_root = Path(config.kv.spool_dir).absolute() if config.kv.spool_dir else directories.state / "spool"
     spool = SpoolDirectory(root=spool_root, runtime_dir=directories.runtime)
     spool.clear()
@@ -148,6 +180,8 @@ def _service(
         pool=pool,
         runtime_dir=directories.runtime,
         spool=spool,
+        host_pool=host_socket.pool,
+        host_pool_path=host_socket.path,
         disks=DiskHealth(paths=(directories.store, *map(Path, config.store.paths))),
     )
     return ServiceContext(

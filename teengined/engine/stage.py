@@ -25,7 +25,7 @@ from teengined.models.skeleton import TORCH_DTYPES, Skeleton, SkeletonOptions, b
 from teengined.models.stage_model import Head, StageModel
 from teengined.native.library import kernel_library
 from teengined.protocol.worker_messages import ExpertCounts, OpenStage, RunStep, SpoolReport, StepDone
-from teengined.weights.options import StreamOptions
+from teengined.weights.options import HostPoolAccess, StreamOptions
 from teengined.weights.stage_weights import StageWeights
 from teengined.weights.statistics import StreamStatistics
 
@@ -141,6 +141,7 @@ class OpenedStage:
                 verify=order.verify,
                 expert_policy=order.expert_policy,
                 timeout_seconds=order.timeout_seconds,
+                host_pool=_host_pool(order),
             ),
         )
         self._weights.open(on_progress)
@@ -299,3 +300,9 @@ class OpenedStage:
             num_simulated_hits=sum(report.num_simulated_hits for report in reports),
             read_bytes=self._told.expert_bytes,
         )
+
+
+def _host_pool(order: OpenStage) -> HostPoolAccess | None:
+    if not order.host_pool_path:
+        return None
+    return HostPoolAccess(path=order.host_pool_path, ticket=order.host_pool_ticket, is_locked=order.lock_host_pool)

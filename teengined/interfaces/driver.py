@@ -72,6 +72,25 @@ class Device(ABC):
     def free(self, buffer: "torch.Tensor") -> None:
         """Give back what `allocate` or `allocate_staging` returned. The caller drops its views first."""
 
+    def register_host(self, buffer: "torch.Tensor") -> bool:
+        """Make host memory that others allocated a better source of copies; say whether that did anything.
+
+        `copy` takes it registered or not. This default is for devices whose copies gain nothing by it.
+
+        Args:
+            buffer: uint8, page aligned, mapped for reading only, and not written to any more.
+
+        Raises:
+            DriverError: the device cannot; copies from it are slower then.
+        """
+        del buffer
+        return False
+
+    def unregister_host(self, buffer: "torch.Tensor") -> bool:
+        """Undo `register_host` when copies out of the buffer are done; say whether there was anything to undo."""
+        del buffer
+        return False
+
     @abstractmethod
     def copy(self, source: "torch.Tensor", target: "torch.Tensor") -> CopyEvent:
         """Queue a copy of a staging buffer to a device buffer of equal size beside compute; return its event.

@@ -71,8 +71,13 @@ class CostModel:
         return self._group_seconds(device, self.groups.head, 1)
 
     def host_tier_bytes(self) -> int:
-        """Return what the host tier may hold for this deployment."""
+        """Return what the host tier may hold for this deployment, beside what it holds for others and shares."""
         return max(0, self.planning.host.memory_bytes - self.planning.reserved_host_bytes)
+
+    def held_bytes(self, group: Group) -> int:
+        """Return how much of a group's dense units the host tier holds already, for others."""
+        held = self.planning.held_unit_ids
+        return sum(unit.size_bytes for unit in group.dense if unit.id in held) if held else 0
 
     def uses_host_tier(self, device: int) -> bool:
         """Whether the device has memory of its own, which units can wait outside of."""

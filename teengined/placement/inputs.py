@@ -44,6 +44,8 @@ class PlanningInput:
     """By device id: what other deployments hold of its budget."""
     reserved_host_bytes: int = 0
     """Of the host tier, held by other deployments."""
+    held_unit_ids: frozenset[str] = frozenset()
+    """Units that other deployments hold in the host tier and share: there they take nothing more."""
     prefer_transport: str | None = None
     """Taken where a link was measured with it, and for links that nobody measured."""
     default_transport: str = "shm"

@@ -127,7 +127,7 @@ def _draft(model: CostModel, index: int, assignment: Assignment, next_device: in
         assignment=assignment,
         next_device=next_device,
         groups=groups,
-        tiers=_tiers_of_groups([group.dense_bytes for group in groups], choice),
+        tiers=_tiers_of_groups(model, groups, choice),
         cached_bytes=int(choice.cached_bytes),
         embedding_tier=None,
     )
@@ -147,15 +147,27 @@ def _choose(model: CostModel, groups: Sequence[Group], available: int) -> Reside
     return choose_resident(stage, np.asarray(available), ring_slots=model.planning.ring_slots, limit=limit)
 
 
-def _tiers_of_groups(group_sizes: Sequence[int], choice: Residency) -> tuple[Tier, ...]:
-    """Return `DEVICE` or `DISK` for each group; of groups of one size, streamed ones are spread evenly."""
-    sizes = sorted({size for size in group_sizes if size}, reverse=True)
-    tiers = [Tier.DEVICE] * len(group_sizes)
+def _tiers_of_groups(model: CostModel, groups: Sequence[Group], choice: Residency) -> tuple[Tier, ...]:
+    """Return `DEVICE` or `DISK` for each group.
+
+    Of groups of one size, those are streamed first that the host tier holds for others; the rest are spread evenly.
+    """
+    sizes = sorted({group.dense_bytes for group in groups if group.dense_bytes}, reverse=True)
+    tiers = [Tier.DEVICE] * len(groups)
     for size, kept in zip(sizes, choice.counts, strict=True):
-        members = [position for position, group_size in enumerate(group_sizes) if group_size == size]
-        for position, streams in zip(members, spread(len(members), len(members) - int(kept)), strict=True):
-            tiers[position] = Tier.DISK if streams else Tier.DEVICE
+        members = [position for position, group in enumerate(groups) if group.dense_bytes == size]
+        held = [position for position in members if model.held_bytes(groups[position])]
+        others = [position for position in members if position not in held]
+        num_streamed = len(members) - int(kept)
+        from_held = min(num_streamed, len(held))
+        for position in (*_evenly(held, from_held), *_evenly(others, num_streamed - from_held)):
+            tiers[position] = Tier.DISK
     return tuple(tiers)
+
+
+def _evenly(positions: Sequence[int], number: int) -> list[int]:
+    chosen = spread(len(positions), number)
+    return [position for position, is_chosen in zip(positions, chosen, strict=True) if is_chosen]
 
 
 def _embedding_tier(model: CostModel, draft: _Draft, available: int) -> Tier | None:
@@ -178,25 +190,30 @@ def _fill_host_tier(model: CostModel, drafts: Sequence[_Draft]) -> list[_Draft]:
         open_stages = [
             draft
             for draft in filled
-            if model.uses_host_tier(draft.assignment.device) and _next_for_host(draft, room) is not None
+            if model.uses_host_tier(draft.assignment.device) and _next_for_host(model, draft, room) is not None
         ]
         if not open_stages:
             return _fill_host_caches(model, filled, room)
         neediest = max(open_stages, key=lambda draft: (_disk_excess(model, draft), -draft.index))
-        position = _next_for_host(neediest, room)
+        position = _next_for_host(model, neediest, room)
         assert position is not None
         tiers = list(neediest.tiers)
         tiers[position] = Tier.HOST
-        room -= neediest.groups[position].dense_bytes
+        room -= _new_bytes(model, neediest.groups[position])
         filled[neediest.index] = replace(neediest, tiers=tuple(tiers))
 
 
-def _next_for_host(draft: _Draft, room: int) -> int | None:
+def _new_bytes(model: CostModel, group: Group) -> int:
+    """Return what a group takes of the host tier: what others hold there is shared."""
+    return group.dense_bytes - model.held_bytes(group)
+
+
+def _next_for_host(model: CostModel, draft: _Draft, room: int) -> int | None:
     """Return the largest group on disk that fits into `room`."""
     fitting = [
         position
         for position, (group, tier) in enumerate(zip(draft.groups, draft.tiers, strict=True))
-        if tier is Tier.DISK and group.dense_bytes <= room
+        if tier is Tier.DISK and _new_bytes(model, group) <= room
     ]
     return max(fitting, key=lambda position: (draft.groups[position].dense_bytes, -position), default=None)
 

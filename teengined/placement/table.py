@@ -102,7 +102,8 @@ def build_table(model: CostModel, host_bytes_of_device: Sequence[int], *, fracti
 
     Args:
         model: What everything costs.
-        host_bytes_of_device: For each device, what any one stage on it may keep in the host tier.
+        host_bytes_of_device: For each device, what any one stage on it may keep in the host tier, beside what is held
+            there for others and shared.
         fractional: Let a part of a group be resident: at least as fast as any plan, for lower bounds.
     """
     stage = stage_sizes(model)
@@ -149,12 +150,12 @@ def hop_table(model: CostModel) -> FloatArray:
 def _seconds(
     model: CostModel, streamed: _Streamed, host_bytes_of_device: Sequence[int]
 ) -> tuple[FloatArray, FloatArray]:
-    host_d11 = np.asarray(host_bytes_of_device, dtype=np.float64)[:, None, None]
+    host_dse = np.asarray(host_bytes_of_device, dtype=np.float64)[:, None, None] + _held_bytes(model)
     share = streamed.experts.share
     # What is in host memory too need not come from the disk: dense groups first, then experts.
-    left_dse = np.maximum(host_d11 - np.maximum(streamed.dense_dse, 0), 0)
+    left_dse = np.maximum(host_dse - np.maximum(streamed.dense_dse, 0), 0)
     behind_dse = np.minimum(streamed.experts_dse, np.maximum(streamed.experts.total_bytes - left_dse, 0))
-    from_disk_dse = np.maximum(streamed.dense_dse - host_d11, 0) + share * behind_dse
+    from_disk_dse = np.maximum(streamed.dense_dse - host_dse, 0) + share * behind_dse
     disk_dse = from_disk_dse / model.planning.host.disk_read_bytes_per_second
     copied_dse = streamed.dense_dse + share * streamed.experts_dse
     seconds_dse = np.empty_like(disk_dse)
@@ -166,6 +167,17 @@ def _seconds(
             copies_se = copied_dse[device] / profile.host_to_device_bytes_per_second
             np.maximum(seconds_dse[device], copies_se, out=seconds_dse[device])
     return seconds_dse, disk_dse
+
+
+def _held_bytes(model: CostModel) -> IntArray:
+    """Return what each stage finds in the host tier because others hold it, where its device uses that tier.
+
+    More than a stage can make use of, where it keeps some of these units on the device: a bound stays one.
+    """
+    held_se = np.maximum(interval_sums([model.held_bytes(group) for group in model.groups.layers]), 0)
+    held_se = held_se + last_column(model.num_layers) * model.held_bytes(model.groups.head)
+    uses_d = np.asarray([model.uses_host_tier(device) for device in range(len(model.profiles))], dtype=np.int64)
+    return uses_d[:, None, None] * held_se
 
 
 def _available(model: CostModel, device: int) -> IntArray:

@@ -134,6 +134,8 @@ class Deployment:
     """For each stage: all of that time since the load."""
     drafted: tuple[DraftedTokens, ...] = ()
     kv_tiers: KvTiers = field(default_factory=KvTiers)
+    host_pool_bytes: int = 0
+    """Of the host's pool, other deployments' share in them not taken off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ streams send others before it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from teengined.core.device import DeviceDescription, DeviceProfile, DeviceSpec, HostProfile, LinkProfile
 from teengined.protocol.answer_messages import (
@@ -86,6 +86,7 @@ __all__ = [
     "GetStatus",
     "Grant",
     "Hello",
+    "HostPoolStatus",
     "ListDeployments",
     "ListModels",
     "ListPlugins",
@@ -170,6 +171,20 @@ class DiskStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostPoolStatus:
+    """The host memory in which units wait for devices with memory of their own."""
+
+    budget_bytes: int = 0
+    planned_bytes: int = 0
+    """Of the budget, by all deployments, what they share counted once."""
+    filled_bytes: int = 0
+    """Of units that are there."""
+    num_units: int = 0
+    unshared_bytes: int = 0
+    """What the deployments would take if each had its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """The daemon as a whole."""
 
@@ -187,6 +202,7 @@ class Status:
     num_models: int
     rss_bytes: int
     disks: tuple[DiskStatus, ...] = ()
+    host_pool: HostPoolStatus = field(default_factory=HostPoolStatus)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

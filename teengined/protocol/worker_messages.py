@@ -107,6 +107,12 @@ class OpenStage:
     num_disk_slots: int = 0
     spool_path: str = ""
     """The stage's spool file, in a private directory; it may hold what an earlier worker wrote."""
+    host_pool_path: str = ""
+    """Socket of the daemon's pool of host memory (`pool_messages`); empty: the worker keeps units of tier `host` in
+    memory of its own."""
+    host_pool_ticket: str = ""
+    lock_host_pool: bool = False
+    """Keep these units from being swapped out, as far as the limit on locked memory allows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

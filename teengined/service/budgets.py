@@ -12,7 +12,7 @@ from teengined.core.errors import ConfigError
 from teengined.core.memory_limits import HostMemory
 from teengined.core.quantities import format_bytes
 
-__all__ = ["HOST_DRIVERS", "fitted_specs", "short_bytes"]
+__all__ = ["HOST_DRIVERS", "fitted_specs", "free_host_bytes", "host_pool_budget", "short_bytes"]
 
 HOST_DRIVERS = frozenset({"cpu"})
 """Drivers whose devices' memory is the host's."""
@@ -70,3 +70,31 @@ def short_bytes(specs: Sequence[DeviceSpec], reserved: Mapping[str, int], availa
         return {}
     short = min(short, total)
     return {device_id: -(-num_bytes * short // total) for device_id, num_bytes in free.items() if num_bytes}
+
+
+def host_pool_budget(wanted_bytes: int, specs: Sequence[DeviceSpec], memory: HostMemory) -> tuple[int, str]:
+    """Return the most that the pool of host memory may hold, and a sentence where that is less than was wanted.
+
+    Args:
+        wanted_bytes: As configured; 0: whatever there is room for.
+        specs: All devices, their budgets fitted.
+        memory: What the host allows.
+    """
+    if all(spec.driver in HOST_DRIVERS for spec in specs):
+        return 0, ""  # Nothing waits there: what a CPU does not keep is in the page cache.
+    hosted_bytes = sum(spec.memory_bytes for spec in specs if spec.driver in HOST_DRIVERS)
+    room = max(0, memory.limit_bytes - _DAEMON_BYTES - _WORKER_BYTES * len(specs) - hosted_bytes)
+    if not wanted_bytes or wanted_bytes <= room:
+        return wanted_bytes or room, ""
+    return room, (
+        f"host.memory of {format_bytes(wanted_bytes)} is lowered to {format_bytes(room)}, since {memory.origin} allows "
+        f"{format_bytes(memory.limit_bytes)} for everything, of which devices have {format_bytes(hosted_bytes)}"
+    )
+
+
+def free_host_bytes(specs: Sequence[DeviceSpec], reserved: Mapping[str, int], available_bytes: int) -> int:
+    """Return what the host has now beside what is promised: to devices in its memory, and to workers yet to start."""
+    hosted = [spec for spec in specs if spec.driver in HOST_DRIVERS]
+    promised = sum(max(0, spec.memory_bytes - reserved.get(spec.id, 0)) for spec in hosted)
+    idle = sum(not reserved.get(spec.id) for spec in specs)
+    return max(0, available_bytes - promised - idle * _WORKER_BYTES)

@@ -72,6 +72,8 @@ class LoadedModel:
     limits: LimitSettings
     worker_settings: WorkerSettings
     disks: DiskHealth = field(default_factory=lambda: DiskHealth(paths=()))
+    host_pool_bytes: int = 0
+    """What it keeps in the pool of host memory."""
     draft: DraftModel | None = None
     """Who guesses for it; it may be gone by now."""
     state: str = "loading"
@@ -242,6 +244,7 @@ class LoadedModel:
             experts=self.speed.experts.describe(),
             stage_bubble_seconds=tuple(meter.bubble_seconds),
             drafted=drafted_tokens(scheduler.drafted),
+            host_pool_bytes=self.host_pool_bytes,
             kv_tiers=replace(scheduler.tiers, problem=self._pipeline.spool_reports.problem),
         )
 

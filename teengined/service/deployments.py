@@ -24,6 +24,8 @@ from teengined.service.disk_health import DiskHealth
 from teengined.service.draft_model import DraftModel, check_draft_model
 from teengined.service.drafts import check_mode, with_drafts
 from teengined.service.host import available_memory_bytes
+from teengined.service.host_ledger import claim_of
+from teengined.service.host_pool import HostPool
 from teengined.service.metrics.call_meter import CallMeter
 from teengined.service.planning import Planned, Planner
 from teengined.service.prompts import PromptReader
@@ -45,6 +47,15 @@ OnProgress = Callable[[LoadProgress], None]
 _TEMPLATE_FACTOR = 2
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """What is a new deployment's own before it is made."""
+
+    id: str
+    host_pool_ticket: str
+    host_pool_bytes: int
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class DeploymentSet:
     """The deployments of one daemon, by the name that requests use."""
@@ -54,6 +65,9 @@ class DeploymentSet:
     pool: WorkerPool
     runtime_dir: Path
     spool: SpoolDirectory
+    host_pool: HostPool
+    host_pool_path: str = ""
+    """Where workers ask the pool for memory."""
     disks: DiskHealth = field(default_factory=lambda: DiskHealth(paths=()))
     draining: bool = False
     _models: dict[str, LoadedModel] = field(default_factory=dict[str, LoadedModel])
@@ -130,13 +144,17 @@ class DeploymentSet:
             self._check_room(name)
             on_progress(LoadProgress(phase="plan", done=0, total=1, unit="steps"))
             planned = await self.planner.plan(request.plan, self.reserved_bytes(), on_progress)
-            model = await self._make(request, name, planned)
-            self._models[name] = model
+            place = self._place_of(planned)
+            try:
+                self._models[name] = model = await self._make(request, name, planned, place)
+            except BaseException:
+                self.host_pool.release(place.id)
+                raise
         on_progress(LoadProgress(phase="plan", done=1, total=1, unit="steps"))
         try:
             await model.open(on_progress)
         except BaseException:
-            self._models.pop(name, None)
+            self._forget(name)
             raise
         seconds = time.monotonic() - start
         logger.info("loaded %s on %s in %.1f s", name, ", ".join(model.stages.device_ids), seconds)
@@ -156,8 +174,14 @@ class DeploymentSet:
         if not now:
             await model.wait_idle()
         await model.close()
-        self._models.pop(name, None)
+        self._forget(name)
         logger.info("unloaded %s", name)
+
+    def _forget(self, name: str) -> None:
+        """Let go of a model whose stages are closed, and of the host memory that nobody else uses."""
+        model = self._models.pop(name, None)
+        if model is not None:
+            self.host_pool.release(model.id)
 
     async def drain(self, timeout_seconds: float) -> None:
         """Refuse what is new and wait until running answers are done, at most `timeout_seconds`."""
@@ -196,7 +220,19 @@ class DeploymentSet:
                 f"{limit} models are loaded, which is the limit", hint="unload one with `teengine unload`"
             )
 
-    async def _make(self, request: LoadModel, name: str, planned: Planned) -> LoadedModel:
+    def _place_of(self, planned: Planned) -> _Place:
+        """Return a new deployment's own place, with what it keeps in host memory reserved.
+
+        Raises:
+            CapacityError: the pool of host memory has no room.
+        """
+        self._num_loads += 1
+        deployment_id = f"d{self._num_loads}"
+        claim = claim_of(planned.plan, planned.manifest)
+        ticket = self.host_pool.reserve(deployment_id, claim)
+        return _Place(id=deployment_id, host_pool_ticket=ticket, host_pool_bytes=claim.total_bytes)
+
+    async def _make(self, request: LoadModel, name: str, planned: Planned, place: _Place) -> LoadedModel:
         config, plan = self.config, replace(planned.plan, model=name)
         package_dir = await asyncio.to_thread(self.planner.store.path_of, request.plan.model)
         if request.verify:
@@ -207,32 +243,22 @@ class DeploymentSet:
         except BaseException:
             await asyncio.to_thread(text.close)
             raise
-        self._num_loads += 1
-        deployment_id = f"d{self._num_loads}"
         spool = spool_limits(config.kv, planned, available_memory_bytes())
-        options = StageOptions(
+        options = replace(
+            self._stage_options(request, planned, spool),
             package_dir=package_dir,
-            num_host_slots=spool.num_host_slots,
-            num_disk_slots=spool.num_disk_slots,
-            spool_dir=self.spool.make(deployment_id) if spool.num_disk_slots else None,
-            address_dir=self.runtime_dir / "stages" / deployment_id,
-            verify=request.verify,
-            direct_io=self._wants_direct_io(planned.manifest, plan),
-            streaming=replace(config.streaming, max_step_tokens=planned.planning.max_step_tokens),
-            limits=config.limits,
-            num_blocks=planned.planning.num_blocks,
-            block_tokens=planned.planning.block_tokens,
-            kv_dtype=planned.planning.kv_dtype,
-            numerics=request.plan.numerics or config.planning.numerics,
+            spool_dir=self.spool.make(place.id) if spool.num_disk_slots else None,
+            address_dir=self.runtime_dir / "stages" / place.id,
+            host_pool_ticket=place.host_pool_ticket,
         )
         policy = self.planner.registry.scheduling_policy(config.batching.scheduling_policy)
         return LoadedModel(
-            id=deployment_id,
+            id=place.id,
             name=name,
             package=request.plan.model,
             package_dir=package_dir,
             manifest=planned.manifest,
-            stages=StageSet(deployment_id, plan, options, self.pool),
+            stages=StageSet(place.id, plan, options, self.pool),
             text=text,
             prompts=PromptReader(text, plan.context_tokens, lambda: datetime.now().astimezone()),
             parser=parser_for(text.template_source, text.special_tokens, planned.manifest.architecture),
@@ -247,7 +273,28 @@ class DeploymentSet:
             limits=config.limits,
             worker_settings=config.worker,
             disks=self.disks,
+            host_pool_bytes=place.host_pool_bytes,
             draft=draft,
+        )
+
+    def _stage_options(self, request: LoadModel, planned: Planned, spool: SpoolLimits) -> StageOptions:
+        """Return what stages are told, but for the places that are the deployment's own."""
+        config = self.config
+        return StageOptions(
+            package_dir=Path(),
+            address_dir=Path(),
+            num_host_slots=spool.num_host_slots,
+            num_disk_slots=spool.num_disk_slots,
+            verify=request.verify,
+            direct_io=self._wants_direct_io(planned.manifest, planned.plan),
+            streaming=replace(config.streaming, max_step_tokens=planned.planning.max_step_tokens),
+            limits=config.limits,
+            num_blocks=planned.planning.num_blocks,
+            block_tokens=planned.planning.block_tokens,
+            kv_dtype=planned.planning.kv_dtype,
+            numerics=request.plan.numerics or config.planning.numerics,
+            host_pool_path=self.host_pool_path,
+            lock_host_pool=config.host.lock,
         )
 
     async def _draft_model(

@@ -8,10 +8,10 @@ from teengined.core.device import DeviceDescription, DeviceSpec
 from teengined.core.errors import ConfigError
 from teengined.core.memory_limits import HostMemory
 from teengined.interfaces.registry import PluginRegistry
-from teengined.service.budgets import fitted_specs
+from teengined.service.budgets import fitted_specs, host_pool_budget
 from teengined.service.settings import Config, DeviceSettings
 
-__all__ = ["describe_devices", "resolve_devices"]
+__all__ = ["describe_devices", "resolve_devices", "resolve_host_pool"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,14 @@ def resolve_devices(
     for note in notes:
         logger.warning("%s", note)
     return specs
+
+
+def resolve_host_pool(config: Config, specs: tuple[DeviceSpec, ...], memory: HostMemory) -> int:
+    """Return the most that the pool of host memory may hold beside these devices, within what `memory` allows."""
+    num_bytes, note = host_pool_budget(config.host.memory, specs, memory)
+    if note:
+        logger.warning("%s", note)
+    return num_bytes
 
 
 def _wanted(config: Config, registry: PluginRegistry, found: Mapping[str, DeviceDescription]) -> tuple[DeviceSpec, ...]:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from teengined.core.device import DeviceSpec
@@ -17,9 +17,10 @@ from teengined.interfaces.registry import PluginRegistry
 from teengined.modelpack.store import PackageStore
 from teengined.placement.inputs import PlanningInput
 from teengined.protocol.messages import LoadProgress, PlanModel, Profiles
-from teengined.service.budgets import short_bytes
+from teengined.service.budgets import free_host_bytes, short_bytes
 from teengined.service.detached_threads import DetachedThreads
 from teengined.service.host import available_memory_bytes
+from teengined.service.host_pool import HostPool
 from teengined.service.profiles import ProfileStore
 from teengined.service.settings import Config
 
@@ -56,6 +57,7 @@ class Planner:
     store: PackageStore
     profiles: ProfileStore
     specs: tuple[DeviceSpec, ...]
+    host_pool: HostPool
     available_bytes: Callable[[], int] = available_memory_bytes
     threads: DetachedThreads = field(default_factory=lambda: DetachedThreads(_NUM_THREADS))
 
@@ -72,6 +74,7 @@ class Planner:
         devices = self._devices(request)
         profiles = await self.profiles.get(on_progress)
         planning = self._input(request, manifest, devices, profiles, self._taken(reserved))
+        planning = self._with_host_tier(planning, reserved)
         policy = self.registry.placement_policy(request.policy or self.config.planning.policy)
         from teengined.placement.chunks import plan_with_chunks  # numpy loads with the first plan, not with the daemon
 
@@ -98,10 +101,26 @@ class Planner:
 
     def _taken(self, reserved: Mapping[str, int]) -> Mapping[str, int]:
         """Return what cannot be had of each device: other deployments' parts, and what the host does not have now."""
-        short = short_bytes(self.specs, reserved, self.available_bytes())
+        short = short_bytes(self.specs, reserved, max(0, self.available_bytes() - self.host_pool.unfilled_bytes))
         for device_id, num_bytes in short.items():
             logger.warning("%s: the host lacks %s of its budget now", device_id, format_bytes(num_bytes))
         return {key: reserved.get(key, 0) + short.get(key, 0) for key in {*reserved, *short}}
+
+    def _with_host_tier(self, planning: PlanningInput, reserved: Mapping[str, int]) -> PlanningInput:
+        """Let a plan use what the pool of host memory has left, and share what it holds."""
+        pool = self.host_pool
+        tier_bytes = pool.ledger.budget_bytes
+        if not self.config.host.memory:
+            tier_bytes = min(tier_bytes, planning.host.memory_bytes)
+        free_bytes = free_host_bytes(self.specs, reserved, self.available_bytes()) - pool.unfilled_bytes
+        room = max(0, min(tier_bytes - pool.ledger.taken_bytes, free_bytes))
+        held = pool.ledger.digests
+        return replace(
+            planning,
+            host=replace(planning.host, memory_bytes=tier_bytes),
+            reserved_host_bytes=tier_bytes - room,
+            held_unit_ids=frozenset(unit.id for unit in planning.manifest.units if unit.digest in held),
+        )
 
     def _input(
         self,

@@ -9,6 +9,7 @@ __all__ = [
     "Config",
     "DaemonSettings",
     "DeviceSettings",
+    "HostSettings",
     "KvSettings",
     "LimitSettings",
     "MetricsSettings",
@@ -301,6 +302,25 @@ class StreamingSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostSettings:
+    """Host memory in which weights wait for devices with memory of their own, shared by all workers."""
+
+    memory: int = setting(
+        0,
+        "bytes",
+        "Of all deployments together, what they share counted once; 0: what was free when the host was measured. "
+        "Lowered to what control groups allow.",
+        minimum=0,
+    )
+    lock: bool = setting(
+        False,
+        "flag",
+        "Keep it from being swapped out; each worker needs a limit on locked memory that is as large. What cannot be "
+        "locked is warned of and used.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanningSettings:
     """Defaults of plans, and the measurements they rest on."""
 
@@ -382,6 +402,7 @@ class Config:
     kv: KvSettings = field(default_factory=KvSettings)
     speculation: SpeculationSettings = field(default_factory=SpeculationSettings)
     streaming: StreamingSettings = field(default_factory=StreamingSettings)
+    host: HostSettings = field(default_factory=HostSettings)
     planning: PlanningSettings = field(default_factory=PlanningSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)

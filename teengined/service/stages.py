@@ -47,6 +47,9 @@ class StageOptions:
     numerics: str
     num_host_slots: int = 0
     num_disk_slots: int = 0
+    host_pool_path: str = ""
+    host_pool_ticket: str = ""
+    lock_host_pool: bool = False
     spool_dir: Path | None = None
     """Private directory for the stages' spool files, where there are disk slots. It outlives the stages; `remove_spool`
     removes it."""
@@ -201,6 +204,9 @@ class StageSet:
             expert_policy=options.streaming.expert_policy,
             num_host_slots=options.num_host_slots,
             num_disk_slots=options.num_disk_slots,
+            host_pool_path=options.host_pool_path,
+            host_pool_ticket=options.host_pool_ticket,
+            lock_host_pool=options.lock_host_pool,
             spool_path="" if options.spool_dir is None else str(options.spool_dir / f"stage{stage.index}"),
         )
 

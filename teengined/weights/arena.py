@@ -1,30 +1,15 @@
 """Units that stay: one buffer, on the device or (as the source of copies) in host memory, with them side by side."""
 
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 
 import torch
 
-from teengined.core.errors import DeadlineExceeded, TeengineError
 from teengined.core.model import UnitSpec
 from teengined.interfaces.driver import Device
-from teengined.weights.read_pool import GroupRead, ReadPool, UnitTarget
+from teengined.weights.read_pool import ReadPool
+from teengined.weights.unit_reads import UNITS_AT_ONCE, read_units
 
 __all__ = ["UnitArena"]
-
-# Units read at once while loading: one is hashed or copied while the next is read.
-_WINDOW = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Landed:
-    """A unit whose read ended, and the staging buffer it came through (none where it was read into place)."""
-
-    unit: UnitSpec
-    staging: torch.Tensor | None
-    error: TeengineError | None
 
 
 class UnitArena:
@@ -69,26 +54,11 @@ class UnitArena:
             PackageError, PackageCorrupt: as `StageWeights.open`.
             DeadlineExceeded: no unit arrived for `timeout_seconds`.
         """
-        landed: SimpleQueue[_Landed] = SimpleQueue()
         self._allocate_staging()
-        free = deque(self._staging or [None] * _WINDOW)
-        failure: TeengineError | None = None
-        waiting = deque(self._units)
-        num_in_flight = 0
-        while num_in_flight or (waiting and failure is None):
-            while waiting and free and failure is None:
-                self._start(waiting.popleft(), free.popleft(), pool, landed)
-                num_in_flight += 1
-            arrived = _next_landed(landed, timeout_seconds)
-            num_in_flight -= 1
-            failure = failure or arrived.error
-            if failure is None:
-                self._place(arrived)
-                on_unit(arrived.unit)
-            free.append(arrived.staging)
+        for unit, slot in read_units(self._units, self._target, pool, timeout_seconds=timeout_seconds):
+            self._place(unit, slot)
+            on_unit(unit)
         self._free_staging()
-        if failure is not None:
-            raise failure
 
     def close(self) -> None:
         """Give the buffers back, after the pool has ended. Safe to call twice."""
@@ -101,37 +71,21 @@ class UnitArena:
         if self._in_place or not self._units:
             return
         largest = max(unit.size_bytes for unit in self._units)
-        for _ in range(min(_WINDOW, len(self._units))):
+        for _ in range(UNITS_AT_ONCE):
             self._staging.append(self._device.allocate_staging(largest))
 
     def _free_staging(self) -> None:
         while self._staging:
             self._device.free(self._staging.pop())
 
-    def _start(
-        self, unit: UnitSpec, staging: torch.Tensor | None, pool: ReadPool, landed: "SimpleQueue[_Landed]"
-    ) -> None:
-        buffer, offset = (staging, 0) if staging is not None else self.locate(unit.id)
-        memory = buffer.numpy().data[offset : offset + unit.size_bytes]
+    def _target(self, unit: UnitSpec, slot: int) -> memoryview:
+        buffer, offset = (self._staging[slot], 0) if self._staging else self.locate(unit.id)
+        return buffer.numpy().data[offset : offset + unit.size_bytes]
 
-        def on_done(read: GroupRead) -> None:
-            landed.put(_Landed(unit=unit, staging=staging, error=read.error))
-
-        pool.submit(GroupRead([UnitTarget(unit=unit, memory=memory)], on_done))
-
-    def _place(self, landed: _Landed) -> None:
+    def _place(self, unit: UnitSpec, slot: int) -> None:
         """Copy a unit that came through staging to its place, after which the staging buffer is free again."""
-        if landed.staging is None:
+        if self._in_place:
             return
-        buffer, offset = self.locate(landed.unit.id)
-        size = landed.unit.size_bytes
-        self._device.copy(landed.staging[:size], buffer[offset : offset + size]).synchronize()
-
-
-def _next_landed(landed: "SimpleQueue[_Landed]", timeout_seconds: float) -> _Landed:
-    try:
-        return landed.get(timeout=timeout_seconds)
-    except Empty:
-        raise DeadlineExceeded(
-            f"no unit arrived from disk for {timeout_seconds:g} s", hint="check the disk (`dmesg`), then load again"
-        ) from None
+        buffer, offset = self.locate(unit.id)
+        size = unit.size_bytes
+        self._device.copy(self._staging[slot][:size], buffer[offset : offset + size]).synchronize()

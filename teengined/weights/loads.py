@@ -1,5 +1,6 @@
 """What passes through the ring: streamed groups, and one passage of such a group."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -18,8 +19,8 @@ class StreamedUnit:
 
     unit: UnitSpec
     offset_bytes: int
-    host_copy: torch.Tensor | None = None
-    """Where the unit rests in host memory; None: on disk."""
+    host_copy: Callable[[], torch.Tensor] | None = None
+    """Returns where the unit rests in host memory, once it is loaded; None: it rests on disk."""
     cached: bool = False
     """Read through the page cache, which is where it rests."""
 

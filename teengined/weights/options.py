@@ -4,7 +4,18 @@ from dataclasses import dataclass
 
 from teengined.core.model import ALIGNMENT_BYTES
 
-__all__ = ["StreamOptions"]
+__all__ = ["HostPoolAccess", "StreamOptions"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostPoolAccess:
+    """Where units that wait in host memory are shared with other workers."""
+
+    path: str
+    """Socket of the daemon's pool."""
+    ticket: str
+    is_locked: bool = False
+    """Keep them from being swapped out, as far as the system allows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +34,8 @@ class StreamOptions:
     """Compare each unit with its digest the first time it is read. Costs about a second per gigabyte, once."""
     expert_policy: str = "auto"
     """Which routed experts give way in a cache: `lru`, `lfu`, `pinned`, or `auto`: what suits the requests best."""
+    host_pool: HostPoolAccess | None = None
+    """None: a device with memory of its own keeps such units for itself."""
     timeout_seconds: float = 60.0
     """Longest wait for one group or for threads to end. 60: a disk that needs longer is broken."""
 

@@ -276,7 +276,7 @@ class StreamRing:
         event: CopyEvent | None = None
         for streamed in load.group.units:
             start, end = streamed.offset_bytes, streamed.offset_bytes + streamed.unit.size_bytes
-            source = staging[start:end] if streamed.host_copy is None else streamed.host_copy
+            source = staging[start:end] if streamed.host_copy is None else streamed.host_copy()
             event = self._device.copy(source, target[start:end])
         assert event is not None, "a streamed group has a unit"
         return event

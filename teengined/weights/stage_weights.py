@@ -15,6 +15,7 @@ from teengined.weights.embedding_rows import RowsOnDevice, RowsOnDisk
 from teengined.weights.expert_reads import ExpertReads
 from teengined.weights.expert_store import ExpertStore
 from teengined.weights.groups import UnitGroup, experts_of, group_units, tiers_of_units
+from teengined.weights.host_arena import HostArena
 from teengined.weights.loads import StreamedGroup, StreamedUnit
 from teengined.weights.options import StreamOptions
 from teengined.weights.package_files import PackageFiles
@@ -59,7 +60,7 @@ class StageWeights:
         self._digests = DigestCheck(enabled=options.verify)
         self._files: PackageFiles | None = None
         self._pool: ReadPool | None = None
-        self._arenas: list[UnitArena] = []
+        self._arenas: list[UnitArena | HostArena] = []
         self._ring: StreamRing | None = None
         self._clock = ReadClock()
         self._reads: ExpertReads | None = None
@@ -152,7 +153,8 @@ class StageWeights:
     @property
     def notes(self) -> tuple[str, ...]:
         """Return what people should know about how this stage reads (O_DIRECT refused, package removed while open)."""
-        return self._files.notes if self._files is not None else ()
+        pooled = (note for arena in self._arenas if isinstance(arena, HostArena) for note in arena.notes)
+        return (*(self._files.notes if self._files is not None else ()), *pooled)
 
     @property
     def statistics(self) -> StreamStatistics:
@@ -198,7 +200,7 @@ class StageWeights:
             self._files, num_threads=options.read_threads, chunk_bytes=options.read_chunk_bytes, digests=self._digests
         )
         resident = self._add_arena([u for u in units if self._tiers[u.id] is Tier.DEVICE], on_host=False)
-        host = self._add_arena([u for u in units if self._rests_in_arena_on_host(u)], on_host=True)
+        host = self._add_host_arena([u for u in units if self._rests_in_arena_on_host(u)])
         self._streamed = self._lay_out_streamed(host)
         if self._streamed:
             groups = list(self._streamed.values())
@@ -220,7 +222,7 @@ class StageWeights:
         self._reads = ExpertReads(pool, self._clock, timeout_seconds=timeout_seconds)
         self._store = ExpertStore(self._experts, self._expert_plan, self._device, self._reads, self._options)
 
-    def _load(self, arenas: Sequence[UnitArena], on_progress: Callable[[int, int], None]) -> None:
+    def _load(self, arenas: Sequence[UnitArena | HostArena], on_progress: Callable[[int, int], None]) -> None:
         assert self._pool is not None, "opened before"
         total = sum(arena.size_bytes for arena in arenas)
         done = 0
@@ -238,11 +240,19 @@ class StageWeights:
         self._arenas.append(arena)
         return arena
 
+    def _add_host_arena(self, units: Sequence[UnitSpec]) -> UnitArena | HostArena:
+        """Return where units wait in host memory: shared with other workers where there is a pool."""
+        if self._options.host_pool is None:
+            return self._add_arena(units, on_host=True)
+        arena = HostArena(device=self._device, units=units, options=self._options)
+        self._arenas.append(arena)
+        return arena
+
     def _rests_in_arena_on_host(self, unit: UnitSpec) -> bool:
         """Say whether we hold the unit in host memory. Where that is the device's own, the page cache holds it."""
         return self._tiers[unit.id] is Tier.HOST and not self._device.shares_host_memory
 
-    def _lay_out_streamed(self, host: UnitArena) -> dict[int, StreamedGroup]:
+    def _lay_out_streamed(self, host: UnitArena | HostArena) -> dict[int, StreamedGroup]:
         groups: dict[int, StreamedGroup] = {}
         for group in self.groups:
             streamed: list[StreamedUnit] = []
@@ -256,12 +266,16 @@ class StageWeights:
                 groups[group.index] = StreamedGroup(index=group.index, units=tuple(streamed))
         return groups
 
-    def _streamed_unit(self, unit: UnitSpec, offset_bytes: int, host: UnitArena) -> StreamedUnit:
+    def _streamed_unit(self, unit: UnitSpec, offset_bytes: int, host: UnitArena | HostArena) -> StreamedUnit:
         if unit.id not in host:
             cached = self._tiers[unit.id] is Tier.HOST
             return StreamedUnit(unit=unit, offset_bytes=offset_bytes, cached=cached)
-        buffer, start = host.locate(unit.id)
-        return StreamedUnit(unit=unit, offset_bytes=offset_bytes, host_copy=buffer[start : start + unit.size_bytes])
+
+        def host_copy() -> torch.Tensor:
+            buffer, start = host.locate(unit.id)
+            return buffer[start : start + unit.size_bytes]
+
+        return StreamedUnit(unit=unit, offset_bytes=offset_bytes, host_copy=host_copy)
 
     def _resident_views(self, group: UnitGroup, resident: UnitArena) -> Mapping[str, UnitTensors]:
         return {

@@ -1,5 +1,6 @@
 """What every driver must do, as tests. A suite gives the driver; this class asks the questions."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 
 from teengined.core.device import DeviceSpec
 from teengined.core.errors import DeviceUnavailable, DriverError, OutOfDeviceMemory
+from teengined.core.sealed_memory import create_memory, fill_memory
 from teengined.interfaces.driver import Device, Driver
+from teengined.weights.mapped_memory import drop_pages, tensor_of_memory
 
 MIB = 2**20
 BUDGET_BYTES = 64 * MIB
@@ -142,6 +145,28 @@ class DriverContract:
         device.synchronize()
 
         assert int(total) == 9 * MIB
+
+    def test_memory_that_others_filled_is_copied_registered_or_not(self, device: Device) -> None:
+        descriptor = create_memory("teengine-test", 3 * MIB)
+        content = bytes(range(256)) * (3 * MIB // 256)
+        fill_memory(descriptor, memoryview(content))
+        shared = tensor_of_memory(descriptor, 3 * MIB)
+        os.close(descriptor)
+        buffer = device.allocate(3 * MIB)
+
+        device.copy(shared, buffer).synchronize()
+        assert bytes(buffer.cpu().numpy()) == content
+        buffer.fill_(0)
+        try:
+            registered = device.register_host(shared)
+        except DriverError:  # It cannot, which costs speed only.
+            registered = False
+        device.copy(shared, buffer).synchronize()
+
+        assert bytes(buffer.cpu().numpy()) == content
+        assert device.unregister_host(shared) is registered
+        assert not device.unregister_host(shared)
+        drop_pages(shared)
 
     def test_copy_between_different_sizes_is_refused(self, device: Device) -> None:
         with pytest.raises(DriverError):

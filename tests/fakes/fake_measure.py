@@ -1,4 +1,7 @@
-"""A measuring program without torch: answers at once with round figures, or fails where told to."""
+"""A measuring program without torch: answers at once with round figures, or fails where told to.
+
+Devices of the driver `null` have memory of their own; `--host-bytes N` is what the host has for them besides.
+"""
 
 import json
 import sys
@@ -21,7 +24,7 @@ def main() -> int:
             "compute_dtype": "fp32",
             "compute": compute,
             "layer_overhead_seconds": 1e-5,
-            "host_to_device_bytes_per_second": None,
+            "host_to_device_bytes_per_second": 4e9 if device["driver"] == "null" else None,
             "library_versions": ["fake 1"],
         }
         for device in request["devices"]
@@ -30,7 +33,7 @@ def main() -> int:
         "host": "here",
         "disk_read_bytes_per_second": 1e9,
         "memory_read_bytes_per_second": 1e10,
-        "memory_bytes": 0,
+        "memory_bytes": int(sys.argv[sys.argv.index("--host-bytes") + 1]) if "--host-bytes" in sys.argv else 0,
     }
     sys.stdout.write(json.dumps({"event": "done", "devices": devices, "host": host, "links": []}) + "\n")
     return 0

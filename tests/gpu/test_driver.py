@@ -1,12 +1,16 @@
 """Accelerator drivers against the contract, and what only they can show: copies beside compute."""
 
+import os
+
 import pytest
 import torch
 
 from teengined.core.device import DeviceSpec
-from teengined.core.errors import OutOfDeviceMemory
+from teengined.core.errors import DriverError, OutOfDeviceMemory
+from teengined.core.sealed_memory import create_memory, fill_memory
 from teengined.interfaces.driver import Device, Driver
 from teengined.interfaces.registry import PluginRegistry
+from teengined.weights.mapped_memory import drop_pages, tensor_of_memory
 from tests.conformance.driver_contract import DriverContract
 
 pytestmark = pytest.mark.gpu
@@ -36,6 +40,27 @@ class TestDriver(DriverContract):
 
 def test_staging_is_page_locked(large_device: Device) -> None:
     assert large_device.allocate_staging(MIB).is_pinned()
+
+
+def test_a_pool_of_host_memory_that_is_mapped_for_reading_is_page_locked_until_it_is_unregistered(
+    large_device: Device,
+) -> None:
+    descriptor = create_memory("teengine-test", 64 * MIB)
+    fill_memory(descriptor, memoryview(b"\x07" * (64 * MIB)))
+    shared, buffer = tensor_of_memory(descriptor, 64 * MIB), large_device.allocate(64 * MIB)
+    os.close(descriptor)
+
+    try:
+        assert large_device.register_host(shared)
+    except DriverError as error:
+        pytest.skip(f"{large_device.spec.id} cannot register memory that is mapped for reading only: {error.message}")
+    assert shared.is_pinned()
+    large_device.copy(shared, buffer).wait()
+    assert int(buffer.sum(dtype=torch.int64)) == 7 * 64 * MIB
+
+    assert large_device.unregister_host(shared)
+    assert not shared.is_pinned()
+    drop_pages(shared)
 
 
 def test_copy_overlaps_compute_that_was_queued_before_it(large_device: Device) -> None:

@@ -52,6 +52,11 @@ def _spooled_of(deployment: Deployment) -> str:
     return f"{shares}: {tiers.problem}" if tiers.problem else shares
 
 
+def _host_pool_of(deployment: Deployment) -> str:
+    """Return what the model keeps in the pool of host memory, whoever shares it."""
+    return format_bytes(deployment.host_pool_bytes) if deployment.host_pool_bytes else ""
+
+
 def _share_of(deployment: Deployment) -> str:
     """Return how near the last answers came to the bound."""
     if min(deployment.tokens_per_second, deployment.bound_tokens_per_second) <= 0:
@@ -93,6 +98,7 @@ COLUMNS: tuple[Column[Deployment], ...] = (
     Column(header="WAIT", cell=lambda item: str(item.num_queued), right=True),
     Column(header="KV", cell=_kv_of, right=True),
     Column(header="SPOOL", cell=_spooled_of),
+    Column(header="HOST", cell=_host_pool_of, right=True),
     Column(header="ALL TOK/S", cell=lambda item: rate(item.total_tokens_per_second), right=True),
     Column(header="TOK/S", cell=lambda item: rate(item.tokens_per_second), right=True),
     Column(header="BOUND", cell=lambda item: rate(item.bound_tokens_per_second), right=True),
@@ -111,13 +117,14 @@ COLUMNS: tuple[Column[Deployment], ...] = (
 def command(invocation: Invocation, prefix: str, output: OutputFormat) -> None:
     """List the loaded models whose names begin with PREFIX.
 
-    PLACEMENT tells where the bytes rest. RUN and WAIT count sequences, KV the share of its memory that they hold, and
-    after a plus what is kept for prompts that begin alike. SPOOL is the share of the room for KV in host memory and on
-    disk that is in use. ALL TOK/S is of all answers together in the last seconds,
-    TOK/S what the last answers reached each, BOUND what the hardware allows one, SHARE how near they came. EXPERTS
-    tells how often a routed expert was cached when it was asked for, how often the best cache would have had it, and
-    by which policy. BUBBLES tells for each stage the share of the time in which it waited for the others, DRAFTS
-    which share of the tokens that were guessed ahead was right, and where guessing is off because it does not pay.
+    PLACEMENT tells where the bytes rest. RUN and WAIT count sequences, KV the share of its memory that they
+    hold, and after a plus what is kept for prompts that begin alike. SPOOL is the share of the room for KV in
+    host memory and on disk that is in use, HOST what the model keeps in the host memory that all devices share.
+    ALL TOK/S is of all answers together in the last seconds, TOK/S what the last answers reached each, BOUND
+    what the hardware allows one, SHARE how near they came. EXPERTS tells how often a routed expert was cached
+    when it was asked for, how often the best cache would have had it, and by which policy. BUBBLES tells for
+    each stage the share of the time in which it waited for the others, DRAFTS which share of the tokens that
+    were guessed ahead was right, and where guessing is off because it does not pay.
     """
     with invocation.client() as client:
         loaded = client.deployments().deployments

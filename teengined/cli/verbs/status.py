@@ -11,7 +11,7 @@ from teengined.cli.output import Column, OutputFormat, output_options, table_lin
 from teengined.cli.prose import age
 from teengined.cli.verbs.ps import COLUMNS as MODEL_COLUMNS
 from teengined.core.quantities import format_bytes, format_seconds
-from teengined.protocol.messages import DeviceStatus, Status
+from teengined.protocol.messages import DeviceStatus, HostPoolStatus, Status
 
 __all__ = ["command", "status_lines"]
 
@@ -51,6 +51,8 @@ def status_lines(status: Status, colour: bool) -> Iterator[str]:
     )
     yield f"runtime directory {status.runtime_dir}"
     yield f"{_plural(status.num_models, 'package')}, {status.num_running} running, {status.num_queued} queued"
+    if status.host_pool.planned_bytes:
+        yield _host_pool_line(status.host_pool)
     for disk in status.disks:
         if disk.num_failures:
             when = age(disk.failed_unix_seconds, time.time())
@@ -62,6 +64,12 @@ def status_lines(status: Status, colour: bool) -> Iterator[str]:
         yield from table_lines(MODEL_COLUMNS, status.deployments)
     else:
         yield "no model is loaded"
+
+
+def _host_pool_line(pool: HostPoolStatus) -> str:
+    line = f"host memory: {format_bytes(pool.planned_bytes)} of {format_bytes(pool.budget_bytes)} taken"
+    shared_bytes = pool.unshared_bytes - pool.planned_bytes
+    return f"{line}, {format_bytes(shared_bytes)} saved by sharing" if shared_bytes else line
 
 
 def _plural(number: int, noun: str) -> str:

@@ -40,6 +40,7 @@ async def get_status(context: ServiceContext, _call: Call, _message: wire.GetSta
         num_models=len(context.store.names()),
         rss_bytes=rss_bytes(),
         disks=deployments.disks.describe(),
+        host_pool=deployments.host_pool.describe(),
     )
 
 

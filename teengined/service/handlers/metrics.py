@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from teengined import __version__
-from teengined.protocol.messages import GetMetrics, MetricFamily, Metrics, MetricSeries
+from teengined.protocol.messages import GetMetrics, HostPoolStatus, MetricFamily, Metrics, MetricSeries
 from teengined.protocol.openmetrics import openmetrics_text
 from teengined.service.context import ServiceContext
 from teengined.service.host import rss_bytes
@@ -31,6 +31,7 @@ def read_metrics(context: ServiceContext) -> Metrics:
     families = (
         *_process_families(context),
         *_worker_families(context),
+        *_host_pool_families(context.deployments.host_pool.describe()),
         *_socket_families(context.socket_meter),
         *call_families(calls),
         *model_families(readings),
@@ -80,6 +81,16 @@ def _worker_families(context: ServiceContext) -> Iterator[MetricFamily]:
         help="Ends of a device's worker that nobody asked for.",
         series=tuple(losses),
     )
+
+
+def _host_pool_families(pool: HostPoolStatus) -> Iterator[MetricFamily]:
+    for part, num_bytes, text in (
+        ("budget", pool.budget_bytes, "Most that the pool of host memory may hold."),
+        ("planned", pool.planned_bytes, "Of it, taken by the loaded models; what they share is counted once."),
+        ("filled", pool.filled_bytes, "Of it, units that are there."),
+        ("unshared", pool.unshared_bytes, "What the loaded models would take if each had its own."),
+    ):
+        yield _single(f"teengine_host_pool_{part}_bytes", "gauge", text, num_bytes, "bytes")
 
 
 def _socket_families(meter: SocketMeter) -> Iterator[MetricFamily]:

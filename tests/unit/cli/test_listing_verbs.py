@@ -70,6 +70,7 @@ DEPLOYMENT = wire.Deployment(
         wire.DraftedTokens(request_class="sampled", source="lookup", is_on=False, num_drafted=0, num_accepted=0),
     ),
     kv_tiers=KvTiers(num_host_slots=50, num_host_blocks=20, num_disk_slots=100, num_disk_blocks=3),
+    host_pool_bytes=1_500_000,
 )
 SUMMARY = wire.ModelSummary(
     name="tiny",
@@ -143,11 +144,11 @@ def test_ps_shows_where_the_bytes_are_and_the_share_of_the_bound(daemon, capsys)
     assert "cpu 60% disk 40%" in out
     header, row = out.splitlines()
     assert header.endswith(
-        "CONTEXT  RUN  WAIT       KV  SPOOL             ALL TOK/S  TOK/S  BOUND  SHARE  EXPERTS  BUBBLES  "
+        "CONTEXT  RUN  WAIT       KV  SPOOL               HOST  ALL TOK/S  TOK/S  BOUND  SHARE  EXPERTS  BUBBLES  "
         "DRAFTS                     STATE"
     )
     assert row.endswith(
-        "2048    1     2  25%+50%  host 40% disk 3%      120.0   40.0   50.0    80%  -        5% 31%   "
+        "2048    1     2  25%+50%  host 40% disk 3%  1.5 MB      120.0   40.0   50.0    80%  -        5% 31%   "
         "grammar 0% off greedy 75%  ready"
     )
 
@@ -174,12 +175,12 @@ def test_ps_shows_how_often_an_expert_was_cached_and_counts_the_cache_to_the_dev
 
 def test_ps_leaves_out_what_was_not_measured(daemon, capsys):
     quiet = replace(DEPLOYMENT, num_blocks=0, tokens_per_second=0.0, total_tokens_per_second=0.0)
-    quiet = replace(quiet, stage_bubbles=(), drafted=(), kv_tiers=KvTiers())
+    quiet = replace(quiet, stage_bubbles=(), drafted=(), kv_tiers=KvTiers(), host_pool_bytes=0)
     daemon.answer(wire.ListDeployments, wire.DeploymentList(deployments=(quiet,)))
 
     _, out, _ = run(daemon, capsys, "ps")
 
-    assert out.splitlines()[1].split()[-12:] == ["1", "2", "-", "-", "-", "-", "50.0", "-", "-", "-", "-", "ready"]
+    assert out.splitlines()[1].split()[-13:] == ["1", "2", "-", "-", "-", "-", "-", "50.0", "-", "-", "-", "-", "ready"]
 
 
 def test_ps_as_json_is_the_record(daemon, capsys):
@@ -210,6 +211,15 @@ def test_status_is_one_screen(daemon, capsys):
     assert out.startswith("teengined 1.2.3 on here: ready, up 1h01m, pid 42, 50.0 MB resident\n")
     assert "backoff: worker died twice" in out
     assert "\x1b" not in out
+
+
+def test_status_tells_of_the_pool_of_host_memory_where_it_is_used(daemon, capsys):
+    daemon.answer(wire.GetStatus, STATUS)
+    assert "host memory" not in run(daemon, capsys, "status")[1]
+
+    pool = wire.HostPoolStatus(budget_bytes=8_000_000, planned_bytes=3_000_000, unshared_bytes=5_000_000)
+    daemon.answer(wire.GetStatus, replace(STATUS, host_pool=pool))
+    assert "\nhost memory: 3.0 MB of 8.0 MB taken, 2.0 MB saved by sharing\n" in run(daemon, capsys, "status")[1]
 
 
 def test_status_is_coloured_when_asked(daemon, capsys):

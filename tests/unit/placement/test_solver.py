@@ -71,6 +71,23 @@ def test_competition_for_the_host_tier_keeps_the_bound_below_every_plan(seed: in
         assert best * (1 - SAME) <= achieved(found) <= best * 1.5, f"seed {seed}"
 
 
+@pytest.mark.parametrize("seed", range(200))
+def test_units_that_others_hold_in_the_host_tier_keep_the_bound_below_every_plan(seed: int) -> None:
+    inputs = random_planning(seed, max_layers=5, max_devices=3)
+    rng = random.Random(seed)
+    held = frozenset(unit.id for unit in inputs.manifest.units if rng.random() < 0.5)
+    pages = rng.choice([0, 0, 3, 9])
+    inputs = replace(inputs, host=replace(inputs.host, memory_bytes=pages * 4096))
+
+    shared = replace(inputs, held_unit_ids=held)
+    found, best, without = planned(shared), best_seconds(shared), planned(inputs)
+
+    if found is not None and best is not None and without is not None:
+        assert found.lower_bound_seconds <= best * (1 + SAME), f"seed {seed}"
+        assert best * (1 - SAME) <= achieved(found) <= best * 1.5, f"seed {seed}"
+        assert found.lower_bound_seconds <= without.lower_bound_seconds * (1 + SAME), f"seed {seed}"
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_permuting_devices_changes_no_cost(seed: int) -> None:
     inputs = random_planning(seed, max_devices=5, max_layers=12)

@@ -140,6 +140,42 @@ def test_host_memory_of_other_deployments_is_left_alone() -> None:
     assert Tier.HOST not in tiers(found).values()
 
 
+def test_what_others_hold_in_host_memory_is_shared_and_takes_no_room() -> None:
+    gpu = spec(0, 12, "cuda")
+    inputs = planning(manifest([2] * 8), [gpu], {gpu.id: profile(gpu, copies=4)}, host=host(disk=0.1, memory_pages=2))
+    inputs = replace(inputs, resident_fraction=0.0)
+    alone = plan(inputs, Optimal())
+    held = frozenset({"layer.2", "layer.5", "layer.6"})
+
+    found = plan(replace(inputs, held_unit_ids=held), Optimal())
+
+    waiting = {unit_id for unit_id, tier in tiers(found).items() if tier is Tier.HOST}
+    assert held < waiting
+    assert len(waiting) == len(held) + 1  # two pages are left: one more layer
+    assert list(tiers(alone).values()).count(Tier.HOST) == 1
+    assert found.gap == 0
+    assert alone.stages[0].cost.disk_seconds - found.stages[0].cost.disk_seconds == pytest.approx(3 * 2 / 0.1 * 1e-3)
+
+
+def test_of_groups_of_one_size_those_are_streamed_that_others_hold() -> None:
+    gpu = spec(0, 14.2, "cuda")
+    inputs = planning(manifest([2] * 8), [gpu], {gpu.id: profile(gpu, copies=4)}, host=host(disk=0.1))
+    held = frozenset({"layer.0", "layer.3", "layer.4"})
+
+    found = plan(replace(inputs, held_unit_ids=held), Optimal())
+
+    assert {unit_id for unit_id, tier in tiers(found).items() if tier is Tier.HOST} == held
+    on_disk = [name for name, tier in tiers(found).items() if tier is Tier.DISK and name != "embedding"]
+    assert len(on_disk) == 2  # of four layers and the head that do not fit
+    assert found.gap == 0
+
+
+def test_held_units_are_of_no_use_to_a_device_in_host_memory() -> None:
+    inputs = planning(manifest([2] * 8), [spec(0, 12)], host=host(disk=0.1))
+
+    assert plan(replace(inputs, held_unit_ids=frozenset({"layer.1"})), Optimal()) == plan(inputs, Optimal())
+
+
 def test_experts_of_a_stage_that_keeps_nothing_have_the_least_cache() -> None:
     found = plan(planning(with_experts(), [spec(0, 100)], resident_fraction=0.0), Optimal())
     stage = found.stages[0]

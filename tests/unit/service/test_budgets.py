@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from teengined.core.device import DeviceSpec
 from teengined.core.errors import ConfigError
 from teengined.core.memory_limits import HostMemory
-from teengined.service.budgets import fitted_specs, short_bytes
+from teengined.service.budgets import fitted_specs, free_host_bytes, host_pool_budget, short_bytes
 
 GIB, MIB = 1 << 30, 1 << 20
 OVERHEAD = 64 * MIB + 2 * 256 * MIB
@@ -74,3 +74,30 @@ def test_where_there_is_enough_nothing_is_short() -> None:
 
 def test_no_more_is_short_than_was_free() -> None:
     assert short_bytes((spec(0, GIB),), {}, 0) == {"cpu:0": GIB}
+
+
+def test_the_pool_gets_what_devices_and_processes_leave_of_the_limit() -> None:
+    specs = (spec(0, 2 * GIB), spec(0, 80 * GIB, "cuda"))
+    room = 8 * GIB - 2 * GIB - OVERHEAD
+
+    assert host_pool_budget(0, specs, memory(8 * GIB)) == (room, "")
+    assert host_pool_budget(GIB, specs, memory(8 * GIB)) == (GIB, "")
+    num_bytes, note = host_pool_budget(7 * GIB, specs, memory(8 * GIB))
+    assert num_bytes == room
+    assert "host.memory of 7.5 GB is lowered to 5.8 GB, since /sys/fs/cgroup/x/memory.max allows 8.6 GB" in note
+
+
+def test_a_limit_that_is_spent_leaves_a_pool_of_nothing() -> None:
+    assert host_pool_budget(0, (spec(0, 80 * GIB, "cuda"),), memory(300 * MIB)) == (0, "")
+
+
+def test_without_a_device_of_its_own_memory_there_is_no_pool() -> None:
+    assert host_pool_budget(GIB, (spec(0, GIB), spec(1, GIB)), memory(24 * GIB)) == (0, "")
+
+
+def test_what_is_free_now_is_less_by_what_is_promised() -> None:
+    specs = (spec(0, 4 * GIB), spec(0, 80 * GIB, "cuda"))
+
+    assert free_host_bytes(specs, {}, 6 * GIB) == 2 * GIB - 2 * 256 * MIB
+    assert free_host_bytes(specs, {"cpu:0": 3 * GIB, "cuda:0": GIB}, 6 * GIB) == 5 * GIB
+    assert free_host_bytes(specs, {}, GIB) == 0
