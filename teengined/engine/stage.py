@@ -140,6 +140,7 @@ class OpenedStage:
                 direct_io=order.direct_io,
                 verify=order.verify,
                 expert_policy=order.expert_policy,
+                expert_guesses=order.expert_guesses,
                 timeout_seconds=order.timeout_seconds,
             ),
         )
@@ -228,6 +229,8 @@ class OpenedStage:
 
         output = self._model.forward(StepBatch(entries, self._pool), incoming, read_head)
         done = replace(self._done(step, answers, timing), copy_seconds=copy_seconds)
+        if self._weights is not None:
+            self._weights.learn_step(sum(len(part.token_ids) for part in step.parts), done.seconds)
         if self._sender is not None and output is not None:
             self._sender.send(step.step, output.cpu().contiguous(), timeout_seconds=self._order.timeout_seconds)
         return done
@@ -288,7 +291,7 @@ class OpenedStage:
     def _expert_counts(self) -> ExpertCounts | None:
         """Add up what the caches of all sizes did; the largest experts' has the say on the policy's name."""
         assert self._weights is not None
-        reports = self._weights.expert_reports
+        reports, guesses = self._weights.expert_reports, self._weights.expert_guesses
         if not reports:
             return None
         return ExpertCounts(
@@ -298,4 +301,8 @@ class OpenedStage:
             num_best_hits=sum(report.num_best_hits for report in reports),
             num_simulated_hits=sum(report.num_simulated_hits for report in reports),
             read_bytes=self._told.expert_bytes,
+            num_guessed=guesses.num_guessed,
+            num_guessed_right=guesses.num_right,
+            wrong_guess_bytes=self._told.wrong_guess_bytes,
+            is_guessing=guesses.is_on,
         )

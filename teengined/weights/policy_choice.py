@@ -52,6 +52,7 @@ class PolicyChoice:
         self._belady = BeladyBound(num_slots, window=_BOUND_WINDOW)
         self._period = max(_LEAST_ACCESSES, num_slots)
         self._num_since = 0
+        self._lent: dict[str, list[int]] = {}
         self._num_hits = self._num_simulated_hits = 0
         self.name = names[0] if len(names) == 1 else _FIRST
         self.first_policy: EvictionPolicy = POLICIES[self.name](num_slots, half_life=half_life)
@@ -66,6 +67,16 @@ class PolicyChoice:
             num_best_hits=self._belady.num_hits,
             num_simulated_hits=self._num_simulated_hits,
         )
+
+    def lend(self, num_slots: int) -> None:
+        """Have the shadows do with so many slots less, as the cache does. The bound is still that of all."""
+        self._lent = {name: shadow.lend(num_slots) for name, shadow in self._shadows.items()}
+
+    def take_back(self) -> None:
+        """Give the shadows their slots back."""
+        for name, slots in self._lent.items():
+            self._shadows[name].take_back(slots)
+        self._lent = {}
 
     def note(self, keys: Sequence[ExpertKey], num_hits: int, *, in_order: bool) -> EvictionPolicy | None:
         """Take a request and what the cache hit of it; return the policy that should decide from now on, if another."""

@@ -12,6 +12,7 @@ from teengined.interfaces.driver import Device
 from teengined.weights.arena import UnitArena
 from teengined.weights.digests import DigestCheck
 from teengined.weights.embedding_rows import RowsOnDevice, RowsOnDisk
+from teengined.weights.expert_guesses import GuessCounts
 from teengined.weights.expert_reads import ExpertReads
 from teengined.weights.expert_store import ExpertStore
 from teengined.weights.groups import UnitGroup, experts_of, group_units, tiers_of_units
@@ -144,6 +145,25 @@ class StageWeights:
             raise InternalError("the weights are not open, or hold every expert")
         return self._store.fetch(layer, experts, in_order=in_order)
 
+    def is_guessing_experts(self, num_rows: int) -> bool:
+        """Say whether a step of so many rows wants guesses of experts, as `ExpertStore.is_guessing`."""
+        return self._store is not None and self._store.is_guessing(num_rows)
+
+    def guess_experts(self, layer: int, experts: Sequence[int]) -> None:
+        """Begin to read what a layer will probably ask for, as `ExpertStore.guess`."""
+        if self._store is not None:
+            self._store.guess(layer, experts)
+
+    def learn_step(self, num_rows: int, seconds: float) -> None:
+        """Take in how long a step took, as `ExpertStore.learn_step`."""
+        if self._store is not None:
+            self._store.learn_step(num_rows, seconds)
+
+    @property
+    def expert_guesses(self) -> GuessCounts:
+        """Return what became of guesses of experts."""
+        return self._store.guesses if self._store is not None else GuessCounts()
+
     @property
     def expert_reports(self) -> tuple[CacheReport, ...]:
         """Return how each expert cache does; none where every expert is resident."""
@@ -165,7 +185,8 @@ class StageWeights:
             stall_seconds=ring.stall_seconds + experts.stall_seconds,
             reads=ring.reads + experts.reads + sum(row.num_reads for row in rows),
             read_seconds=self._clock.seconds,
-            expert_bytes=experts.streamed_bytes,
+            expert_bytes=experts.expert_bytes,
+            wrong_guess_bytes=experts.wrong_guess_bytes,
         )
 
     def close(self) -> None:

@@ -121,6 +121,38 @@ def test_strict_numerics_give_the_same_tokens_whatever_is_cached(case: Case) -> 
     assert answers[0] == answers[1] == answers[2]
 
 
+def test_tokens_are_the_same_while_experts_are_guessed_and_while_not(case: Case) -> None:
+    with open_pipeline(case.package_dir, 33, "auto", expert_guesses=2) as pipeline:
+        for _ in range(14):  # Long enough that both have been tried several times.
+            assert pipeline.generate(case.prompts, NUM_TOKENS) == case.expected
+        counts = pipeline.last_steps[-1].experts
+
+    assert counts is not None
+    assert counts.num_hits == counts.num_simulated_hits
+
+
+def test_a_model_whose_experts_do_not_fit_has_them_read_ahead_and_loses_no_bit(tmp_path: Path) -> None:
+    source = build_tiny_model(
+        "deepseek_v3", tmp_path / "source", seed=5, n_routed_experts=32, num_experts_per_tok=8, n_group=1, topk_group=1
+    )
+    (tmp_path / "store").mkdir()
+    convert_directory(source, tmp_path / "store")
+    package_dir = tmp_path / "store" / "tiny"
+    answers = []
+    for num_guesses in (0, 2):
+        with open_pipeline(package_dir, 33, "auto", expert_guesses=num_guesses, numerics="strict") as pipeline:
+            answers.append([pipeline.generate([[5, 6, 7]], NUM_TOKENS) for _ in range(14)])
+            counts = pipeline.last_steps[-1].experts
+        assert counts is not None
+        assert (counts.num_guessed > 0) == (num_guesses > 0)
+        assert counts.num_guessed >= counts.num_guessed_right
+        slot_bytes = plan_with(package_dir, 33).stages[0].experts
+        assert slot_bytes is not None
+        assert counts.read_bytes == (counts.num_asked - counts.num_hits) * slot_bytes.caches[0].slot_bytes
+
+    assert answers[0] == answers[1]
+
+
 def test_an_altered_expert_fails_the_step_that_asks_for_it_and_is_named(tmp_path: Path) -> None:
     source = build_tiny_model("mixtral", tmp_path / "source", seed=5)
     (tmp_path / "store").mkdir()

@@ -161,7 +161,14 @@ def test_ps_shows_how_often_an_expert_was_cached_and_counts_the_cache_to_the_dev
     )
     stages = (replace(DEPLOYMENT.plan.stages[0], experts=cache), *DEPLOYMENT.plan.stages[1:])
     figures = wire.ExpertFigures(
-        num_experts=8, num_slots=4, expected_hit_rate=0.5, policies=("lfu",), hit_rate=0.61, best_hit_rate=0.7
+        num_experts=8,
+        num_slots=4,
+        expected_hit_rate=0.5,
+        policies=("lfu",),
+        hit_rate=0.61,
+        best_hit_rate=0.7,
+        guessed_rate=0.4,
+        guess_right_rate=0.8,
     )
     routed = replace(DEPLOYMENT, plan=replace(DEPLOYMENT.plan, stages=stages), experts=figures)
     daemon.answer(wire.ListDeployments, wire.DeploymentList(deployments=(routed,)))
