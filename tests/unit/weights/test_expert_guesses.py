@@ -179,16 +179,18 @@ def test_slots_are_lent_only_while_there_are_guesses_and_memory_is_the_same(pack
     allocated = device.memory_info().allocated_bytes
     for layer in range(2):
         fetch(weights, package, layer, range(NUM_MANY))
-    assert len(weights._store._parts[0].bank._slots) == NUM_SLOTS - 2
+    store = weights._store
+    assert store is not None
+    assert len(store._parts[0].bank._slots) == NUM_SLOTS - 2
 
     for _ in range(20_000):
         weights.learn_step(1, 2.0 if weights.is_guessing_experts(1) else 1.0)
     assert not weights.expert_guesses.is_on
-    while weights._store._has_lent:
+    while store._has_lent:
         weights.learn_step(1, 1.0)
     fetch(weights, package, 2, range(NUM_MANY))
 
-    assert len(weights._store._parts[0].bank._slots) == NUM_SLOTS
+    assert len(store._parts[0].bank._slots) == NUM_SLOTS
     assert device.memory_info().allocated_bytes == allocated
     weights.close()
     assert device.memory_info().allocated_bytes == 0
