@@ -101,7 +101,7 @@ class OpenStage:
     numerics: str = "default"
     """`strict`: a position's logits do not depend on batch mates, chunking, cache hits or threads."""
     expert_policy: str = "auto"
-    """Which routed experts give way in a cache: `lru`, `lfu`, `pinned`, or `auto`: what suits the requests best."""
+    """Which routed experts give way in a cache: `lru`, `lfu`, `pinned`, `sticky`, or `auto`: what suits best."""
     expert_guesses: int = 0
     """Experts of a layer that may be read on its router's guess, before it asks, where it measures faster; 0: none."""
     num_host_slots: int = 0

@@ -289,7 +289,7 @@ class StreamingSettings:
         4 * MIB, "bytes", "One read: large enough for full speed, small enough to share.", minimum=4096
     )
     ring_slots: int = setting(3, "slots", "One unit computes, one arrives, one is asked for.", minimum=2)
-    expert_policy: Literal["auto", "lru", "lfu", "pinned"] = setting(
+    expert_policy: Literal["auto", "lru", "lfu", "pinned", "sticky"] = setting(
         "auto", "word", "Who gives way in a cache of experts: auto follows what would have read least of late."
     )
     expert_guesses: int = setting(

@@ -6,7 +6,7 @@ import torch
 
 from teengined.core.plan import ExpertCache
 from teengined.interfaces.driver import Device
-from teengined.weights.expert_policies import ExpertKey
+from teengined.weights.eviction_policy import ExpertKey
 from teengined.weights.expert_slots import ExpertSlots, Visit
 from teengined.weights.policy_choice import CacheReport, PolicyChoice
 from teengined.weights.slot_memory import SlotMemory, carve

@@ -9,9 +9,10 @@ from typing import Protocol
 from teengined.core.errors import InternalError, TeengineError
 from teengined.core.model import UnitSpec
 from teengined.interfaces.driver import CopyEvent, Device
+from teengined.weights.eviction_policy import ExpertKey
 from teengined.weights.expert_bank import ExpertBank
 from teengined.weights.expert_guesses import ExpertGuesses
-from teengined.weights.expert_policies import POLICIES, ExpertKey
+from teengined.weights.expert_policies import POLICIES
 from teengined.weights.expert_reads import ExpertReads, Landing
 from teengined.weights.expert_slots import ExpertSlots, Visit
 from teengined.weights.slot_memory import carve

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from teengined.core.model import UnitSpec
-from teengined.weights.expert_policies import ExpertKey
+from teengined.weights.eviction_policy import ExpertKey
 from teengined.weights.expert_reads import ExpertReads
 from teengined.weights.slot_memory import SlotMemory
 

@@ -7,7 +7,7 @@ and a simulation of the same requests moves the same bytes.
 from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass
 
-from teengined.weights.expert_policies import EvictionPolicy, ExpertKey
+from teengined.weights.eviction_policy import EvictionPolicy, ExpertKey
 
 __all__ = ["ExpertSlots", "Visit"]
 

@@ -15,10 +15,10 @@ from teengined.core.errors import InternalError
 from teengined.core.model import UnitSpec
 from teengined.core.plan import ExpertCache, StageExperts
 from teengined.interfaces.driver import Device
+from teengined.weights.eviction_policy import ExpertKey
 from teengined.weights.expert_bank import ExpertBank
 from teengined.weights.expert_fill import STAGING_SLOTS, DirectFill, Fill, StagedFill
 from teengined.weights.expert_guesses import ExpertGuesses, GuessCounts
-from teengined.weights.expert_policies import ExpertKey
 from teengined.weights.expert_reads import ExpertReads
 from teengined.weights.expert_slots import Visit
 from teengined.weights.guess_trial import GuessTrial

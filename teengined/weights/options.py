@@ -22,7 +22,7 @@ class StreamOptions:
     verify: bool = True
     """Compare each unit with its digest the first time it is read. Costs about a second per gigabyte, once."""
     expert_policy: str = "auto"
-    """Which routed experts give way in a cache: `lru`, `lfu`, `pinned`, or `auto`: what suits the requests best."""
+    """Which routed experts give way in a cache: `lru`, `lfu`, `pinned`, `sticky`, or `auto`: what suits best."""
     expert_guesses: int = 0
     """Experts of a layer that may be read on its router's guess, before it asks. 0: none ever."""
     timeout_seconds: float = 60.0

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from teengined.weights.belady import BeladyBound
-from teengined.weights.expert_policies import POLICIES, EvictionPolicy, ExpertKey
+from teengined.weights.eviction_policy import EvictionPolicy, ExpertKey
+from teengined.weights.expert_policies import POLICIES
 from teengined.weights.expert_slots import ExpertSlots
 
 __all__ = ["AUTOMATIC", "CacheReport", "PolicyChoice"]
@@ -17,8 +18,9 @@ AUTOMATIC = "auto"
 _FIRST = "lfu"
 # A policy must read so much less than the deciding one: what is won must be more than chance, or they would take turns.
 _MARGIN = 0.05
-# Accesses between two comparisons, at least; counts halve at each, so that old requests fade.
-_LEAST_ACCESSES = 2048
+# Accesses between two comparisons, at least; counts halve at each, so that old requests fade. Few, since a text that
+# repeats itself can have a policy miss everything.
+_LEAST_ACCESSES = 512
 # Tokens after which an access counts half.
 _HALF_LIFE_TOKENS = 64
 # Requests that Belady's bound looks back: hundreds of tokens of a model of 60 layers.

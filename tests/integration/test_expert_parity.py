@@ -20,7 +20,7 @@ from tests.fakes.converted import convert_directory
 from tests.fakes.tiny_models import build_tiny_model
 
 NUM_TOKENS, CONTEXT_TOKENS = 10, 64
-POLICIES = ("lru", "lfu", "pinned", "auto")
+POLICIES = ("lru", "lfu", "pinned", "sticky", "auto")
 SPEC = DeviceSpec(id="cpu:0", driver="cpu", memory_bytes=1 << 30, threads=1)
 
 # Each asks for more experts in a layer than the smallest cache holds of all layers.
