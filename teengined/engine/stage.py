@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig
 
-from teengined.core.errors import TransportError
+from teengined.core.errors import TeengineError, TransportError
 from teengined.core.model import ModelManifest
 from teengined.engine.answers import Answerer, Answers
 from teengined.engine.sampler import Sampler
@@ -234,6 +234,17 @@ class OpenedStage:
         if self._sender is not None and output is not None:
             self._sender.send(step.step, output.cpu().contiguous(), timeout_seconds=self._order.timeout_seconds)
         return done
+
+    def sequences_to_blame(self, step: RunStep, error: TeengineError) -> tuple[int, ...]:
+        """Return whose tokens asked for an expert that could not be had, if that is why the step failed.
+
+        The stage can go on then, and so can the other sequences. Empty where it cannot.
+        """
+        lost = None if self._weights is None else self._weights.lost_expert(error)
+        if lost is None or self._model is None:
+            return ()
+        owners = [part.sequence_id for part in step.parts for _ in part.token_ids]
+        return tuple(sorted({owners[row] for row in self._model.rows_asking(*lost)}))
 
     def close(self) -> None:
         """Give back memory, files and connections. Safe to call twice."""

@@ -59,6 +59,8 @@ class ExpertTable:
         """Start empty; `bind` fills it, or `fetch_with` says who does. `is_fixed` as in `StrategyLinear`."""
         self.is_fixed = is_fixed
         self.is_only_routing = False
+        self.routed_TK: torch.Tensor | None = None
+        """Where the tokens of the latest run go."""
         self._experts: dict[int, BoundExpert] = {}
         self._fetch: FetchExperts | None = None
 
@@ -150,6 +152,7 @@ def run_experts(
     table: ExpertTable = module.expert_table  # type: ignore[assignment]
     if table.is_only_routing:
         raise Routed(top_k_index, top_k_weights)
+    table.routed_TK = top_k_index
     routing = _route(top_k_index)
     keeps = table.is_fetched and top_k_index.numel() <= _MOST_KEPT_ROWS
     total = _Sum(hidden_states, routing, keeps=keeps)

@@ -47,6 +47,11 @@ class RouterGuess:
             return _by_weight(routed)
         return ()
 
+    def rows_asking(self, expert: int) -> Sequence[int]:
+        """Return the rows of the latest run that ask for an expert."""
+        routed_TK = None if self._table is None else self._table.routed_TK
+        return () if routed_TK is None else (routed_TK == expert).any(dim=-1).nonzero().flatten().tolist()
+
     def _see(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self._seen.append((module, output))
 

@@ -153,6 +153,11 @@ class StageModel:
             current_cache.reset(token)
             self._incoming_1TD = self._outgoing_1TD = None
 
+    def rows_asking(self, layer: int, expert: int) -> Sequence[int]:
+        """Return the rows of the latest batch that ask for an expert; empty where it is not known."""
+        guess = self._guesses.get(layer)
+        return () if guess is None else guess.rows_asking(expert)
+
     def _run(
         self, cache: StepCache, incoming: torch.Tensor, read_head: Callable[[Head], None] | None
     ) -> torch.Tensor | None:

@@ -342,6 +342,9 @@ class WorkerError:
     code: str
     message: str
     hint: str
+    blamed_ids: tuple[int, ...] = ()
+    """Sequences of the step that asked for an expert which could not be had. The stage can go on without them, and the
+    others of the step can run again. Empty: all failed, and the error says whether the stage can go on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,6 +85,8 @@ class ExpertStore:
         except BaseException:
             self.free()
             raise
+        self.latest: ExpertKey | None = None
+        """The expert that was waited for last; where a fetch fails, the one that could not be had."""
         self._trial = GuessTrial(is_wanted=any(part.num_lent for part in self._parts))
         self._has_lent = False
         self._part_of_size = {size: self._smallest_for(size) for size in {unit.size_bytes for unit in units.values()}}
@@ -107,6 +109,7 @@ class ExpertStore:
         finished: set[Visit] = set()
         try:
             for turn in turns:
+                self.latest = turn.visit.key
                 self._start(waiting, finished, needed=turn)
                 turn.part.fill.finish(turn.visit, turn.unit)
                 turn.is_finished = True

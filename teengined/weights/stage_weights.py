@@ -1,17 +1,19 @@
 """The front door: the weights of one stage on one device, what stays, what streams, and rows of the embedding."""
 
+import contextlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from teengined.core.errors import InternalError
+from teengined.core.errors import InternalError, PackageError, TeengineError
 from teengined.core.model import ModelManifest, UnitKind, UnitSpec
 from teengined.core.plan import Stage, Tier
 from teengined.interfaces.driver import Device
 from teengined.weights.arena import UnitArena
 from teengined.weights.digests import DigestCheck
 from teengined.weights.embedding_rows import RowsOnDevice, RowsOnDisk
+from teengined.weights.eviction_policy import ExpertKey
 from teengined.weights.expert_guesses import GuessCounts
 from teengined.weights.expert_reads import ExpertReads
 from teengined.weights.expert_store import ExpertStore
@@ -69,6 +71,8 @@ class StageWeights:
         self._resident: dict[int, Mapping[str, UnitTensors]] = {}
         self._streamed: dict[int, StreamedGroup] = {}
         self._next_group = 0
+        self._expert_error: PackageError | None = None
+        self._lost_expert: ExpertKey | None = None
 
     def open(self, on_progress: Callable[[int, int], None] | None = None) -> None:
         """Read and verify the resident units, then start prefetching the streamed ones.
@@ -143,7 +147,14 @@ class StageWeights:
         """Yield routed experts of a layer one by one with their tensors, as `ExpertStore.fetch`."""
         if self._store is None:
             raise InternalError("the weights are not open, or hold every expert")
-        return self._store.fetch(layer, experts, in_order=in_order)
+        return self._noting_errors(self._store.fetch(layer, experts, in_order=in_order))
+
+    def lost_expert(self, error: TeengineError) -> ExpertKey | None:
+        """Return (layer, expert) of the one that could not be had, if that is what this error says, and all it says.
+
+        The next step may do without it. A group of the ring that cannot be had is one that every step needs.
+        """
+        return self._lost_expert if error is self._expert_error else None
 
     def is_guessing_experts(self, num_rows: int) -> bool:
         """Say whether a step of so many rows wants guesses of experts, as `ExpertStore.is_guessing`."""
@@ -210,6 +221,15 @@ class StageWeights:
             arena.close()
         if files is not None:
             files.close()
+
+    def _noting_errors(self, fetched: Generator[tuple[int, UnitTensors]]) -> Generator[tuple[int, UnitTensors]]:
+        try:
+            with contextlib.closing(fetched):
+                yield from fetched
+        except PackageError as error:
+            assert self._store is not None, "a store fetches"
+            self._expert_error, self._lost_expert = error, self._store.latest
+            raise
 
     def _open(self, on_progress: Callable[[int, int], None]) -> None:
         options = self._options
