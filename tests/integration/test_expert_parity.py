@@ -153,6 +153,32 @@ def test_a_model_whose_experts_do_not_fit_has_them_read_ahead_and_loses_no_bit(t
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("name", MODELS)
+def test_quantised_experts_that_come_one_by_one_give_what_resident_ones_give(
+    name: str, precision: str, tmp_path: Path
+) -> None:
+    architecture = "deepseek_v3" if name == "kimi_k2" else name
+    source = build_tiny_model(architecture, tmp_path / "source", seed=5, **MODELS[name])
+    (tmp_path / "store").mkdir()
+    manifest = convert_directory(source, tmp_path / "store", precision=precision)
+    package_dir = tmp_path / "store" / "tiny"
+    assert {unit.precision for unit in manifest.units if unit.expert is not None} == {precision}
+    prompts = [[5, 6, 7], [200], list(range(30, 42))]
+    resident = plan_without_measuring(
+        manifest, ((SPEC, manifest.num_layers),), resident_fraction=None, context_tokens=CONTEXT_TOKENS, num_slots=3
+    )
+    assert resident.stages[0].experts is None
+    strict = PipelineOptions(direct_io=False, numerics="strict")
+    with LocalPipeline(package_dir, resident, (SPEC,), PluginRegistry.load(), strict) as pipeline:
+        expected = pipeline.generate(prompts, NUM_TOKENS)
+
+    for num_slots in (1, 9, 33):
+        with open_pipeline(package_dir, num_slots, "auto", numerics="strict", expert_guesses=2) as pipeline:
+            assert pipeline.generate(prompts, NUM_TOKENS) == expected
+            assert [pipeline.generate([prompt], NUM_TOKENS)[0] for prompt in prompts] == expected
+
+
 def test_an_altered_expert_fails_the_step_that_asks_for_it_and_is_named(tmp_path: Path) -> None:
     source = build_tiny_model("mixtral", tmp_path / "source", seed=5)
     (tmp_path / "store").mkdir()
