@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def convert(directory: Path) -> Model:
-    wide = {"num_experts": 64, "num_experts_per_tok": 4, "moe_intermediate_size": 352, "num_hidden_layers": 4}
+    wide: dict[str, Any] = {
+        "num_experts": 64,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 352,
+        "num_hidden_layers": 4,
+    }
     source = build_tiny_model("qwen3_moe", directory / "source", seed=3, **wide)
     (directory / "store").mkdir()
     return Model(directory / "store", convert_directory(source, directory / "store"))
