@@ -47,6 +47,7 @@ class PipelineOptions:
     numerics: str = "default"
     max_step_tokens: int = 512
     expert_policy: str = "auto"
+    expert_guesses: int = 0
     num_blocks: int = 0
     """0: as many as hold every slot at the full context."""
     num_host_slots: int = 0
@@ -202,6 +203,7 @@ class LocalPipeline:
             kv_dtype=self._options.kv_dtype,
             numerics=self._options.numerics,
             expert_policy=self._options.expert_policy,
+            expert_guesses=self._options.expert_guesses,
             num_host_slots=self._options.num_host_slots,
             num_disk_slots=self._options.num_disk_slots,
             spool_path=str(Path(self._options.spool_dir) / f"stage{index}") if self._options.spool_dir else "",

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig
 
-from teengined.core.errors import TransportError
+from teengined.core.errors import TeengineError, TransportError
 from teengined.core.model import ModelManifest
 from teengined.engine.answers import Answerer, Answers
 from teengined.engine.sampler import Sampler
@@ -140,6 +140,7 @@ class OpenedStage:
                 direct_io=order.direct_io,
                 verify=order.verify,
                 expert_policy=order.expert_policy,
+                expert_guesses=order.expert_guesses,
                 timeout_seconds=order.timeout_seconds,
                 host_pool=_host_pool(order),
             ),
@@ -229,9 +230,22 @@ class OpenedStage:
 
         output = self._model.forward(StepBatch(entries, self._pool), incoming, read_head)
         done = replace(self._done(step, answers, timing), copy_seconds=copy_seconds)
+        if self._weights is not None:
+            self._weights.learn_step(sum(len(part.token_ids) for part in step.parts), done.seconds)
         if self._sender is not None and output is not None:
             self._sender.send(step.step, output.cpu().contiguous(), timeout_seconds=self._order.timeout_seconds)
         return done
+
+    def sequences_to_blame(self, step: RunStep, error: TeengineError) -> tuple[int, ...]:
+        """Return whose tokens asked for an expert that could not be had, if that is why the step failed.
+
+        The stage can go on then, and so can the other sequences. Empty where it cannot.
+        """
+        lost = None if self._weights is None else self._weights.lost_expert(error)
+        if lost is None or self._model is None:
+            return ()
+        owners = [part.sequence_id for part in step.parts for _ in part.token_ids]
+        return tuple(sorted({owners[row] for row in self._model.rows_asking(*lost)}))
 
     def close(self) -> None:
         """Give back memory, files and connections. Safe to call twice."""
@@ -289,7 +303,7 @@ class OpenedStage:
     def _expert_counts(self) -> ExpertCounts | None:
         """Add up what the caches of all sizes did; the largest experts' has the say on the policy's name."""
         assert self._weights is not None
-        reports = self._weights.expert_reports
+        reports, guesses = self._weights.expert_reports, self._weights.expert_guesses
         if not reports:
             return None
         return ExpertCounts(
@@ -299,6 +313,10 @@ class OpenedStage:
             num_best_hits=sum(report.num_best_hits for report in reports),
             num_simulated_hits=sum(report.num_simulated_hits for report in reports),
             read_bytes=self._told.expert_bytes,
+            num_guessed=guesses.num_guessed,
+            num_guessed_right=guesses.num_right,
+            wrong_guess_bytes=self._told.wrong_guess_bytes,
+            is_guessing=guesses.is_on,
         )
 
 

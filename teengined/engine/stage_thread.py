@@ -90,7 +90,8 @@ class StageThread:
         try:
             self._reply(self._stage.run(order))
         except Exception as error:  # noqa: BLE001 - the edge: every failure becomes one wire error
-            self._fail(error, order.step)
+            blamed = self._stage.sequences_to_blame(order, error) if isinstance(error, TeengineError) else ()
+            self._fail(error, order.step, blamed)
 
     def _progress(self, done_bytes: int, total_bytes: int) -> None:
         if done_bytes < total_bytes and done_bytes - self._reported_bytes < _PROGRESS_STEP_BYTES:
@@ -105,7 +106,7 @@ class StageThread:
             )
         )
 
-    def _fail(self, error: Exception, step: int | None) -> None:
+    def _fail(self, error: Exception, step: int | None, blamed: tuple[int, ...] = ()) -> None:
         if not isinstance(error, TeengineError):
             logger.error("stage %s of %s", self._order.stage.index, self._order.deployment_id, exc_info=error)
             error = InternalError(f"{type(error).__name__} in stage {self._order.stage.index}: {error}")
@@ -116,5 +117,6 @@ class StageThread:
                 code=error.code,
                 message=error.message,
                 hint=error.hint,
+                blamed_ids=blamed,
             )
         )

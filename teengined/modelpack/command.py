@@ -126,14 +126,13 @@ def run_synth(command: SynthCommand, registry: PluginRegistry, report: ReportPro
     except ValueError as error:
         raise RequestError(str(error)) from error
     strategy = registry.precision(precision)
-    ends: str = getattr(strategy, "ends_precision", "")  # coarse strategies name a finer one for the ends
     options = SynthesisOptions(
         name=command.name,
         store=command.store,
         like=command.like if command.like in KNOWN_SHAPES else Path(command.like).name,
         num_parameters=num_parameters,
         distinct_bytes=distinct_bytes,
-        ends=registry.precision(ends) if ends else None,
+        ends=registry.precision(strategy.ends_precision) if strategy.ends_precision else None,
         compute_dtype=command.compute_dtype,
         disks=command.disks,
         report=report,

@@ -15,7 +15,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from teengined.interfaces.precision import PrecisionStrategy
 
-__all__ = ["EXPERTS_NAME", "BoundExpert", "ExpertTable", "FetchExperts", "register_experts", "run_experts"]
+__all__ = ["EXPERTS_NAME", "BoundExpert", "ExpertTable", "FetchExperts", "Routed", "register_experts", "run_experts"]
 
 EXPERTS_NAME = "teengine"
 
@@ -43,12 +43,24 @@ class BoundExpert:
         return linear(x_RI, self.parameters[name], None if bias is None else bias["data"].to(x_RI.dtype))
 
 
+class Routed(Exception):
+    """Ends the run of a module when it has said where its tokens go, which is all that was wanted of it."""
+
+    def __init__(self, index_TK: torch.Tensor, weights_TK: torch.Tensor) -> None:
+        super().__init__()
+        self.index_TK = index_TK
+        self.weights_TK = weights_TK
+
+
 class ExpertTable:
     """The experts of one layer by index."""
 
     def __init__(self, *, is_fixed: bool = False) -> None:
         """Start empty; `bind` fills it, or `fetch_with` says who does. `is_fixed` as in `StrategyLinear`."""
         self.is_fixed = is_fixed
+        self.is_only_routing = False
+        self.routed_TK: torch.Tensor | None = None
+        """Where the tokens of the latest run go."""
         self._experts: dict[int, BoundExpert] = {}
         self._fetch: FetchExperts | None = None
 
@@ -64,6 +76,15 @@ class ExpertTable:
     def is_fetched(self) -> bool:
         """Whether experts come when they are asked for, so that the order in which they do matters."""
         return self._fetch is not None
+
+    @contextlib.contextmanager
+    def only_routing(self) -> Generator[None]:
+        """Have the module raise `Routed` instead of running experts, until the block ends."""
+        self.is_only_routing = True
+        try:
+            yield
+        finally:
+            self.is_only_routing = False
 
     def each(self, experts: Sequence[int], *, in_order: bool) -> Generator[tuple[int, BoundExpert]]:
         """Yield the experts, ascending where `in_order`; one at a time is valid. To be closed by who asks."""
@@ -129,6 +150,9 @@ def run_experts(
 ) -> torch.Tensor:
     """Return (T, D): for each token the weighted sum of its experts' answers. The signature is transformers'."""
     table: ExpertTable = module.expert_table  # type: ignore[assignment]
+    if table.is_only_routing:
+        raise Routed(top_k_index, top_k_weights)
+    table.routed_TK = top_k_index
     routing = _route(top_k_index)
     keeps = table.is_fetched and top_k_index.numel() <= _MOST_KEPT_ROWS
     total = _Sum(hidden_states, routing, keeps=keeps)

@@ -28,6 +28,7 @@ from teengined.models.cache import StepCache, current_cache
 from teengined.models.fixed_numerics import FixedNumerics
 from teengined.models.fused_layer import fused_layer
 from teengined.models.linear import StrategyLinear, serve_embedding
+from teengined.models.router_guess import RouterGuess
 from teengined.models.skeleton import Skeleton
 
 __all__ = ["GroupedWeights", "Head", "StageModel"]
@@ -52,6 +53,14 @@ class GroupedWeights(Protocol):
         self, layer: int, experts: Sequence[int], *, in_order: bool
     ) -> Generator[tuple[int, UnitTensors]]:
         """Yield routed experts that are in no group, each valid until the next is asked for."""
+        ...
+
+    def is_guessing_experts(self, num_rows: int) -> bool:
+        """Say whether it is wanted to know early what a step of so many rows may ask for."""
+        ...
+
+    def guess_experts(self, layer: int, experts: Sequence[int]) -> None:
+        """Take a guess of what a layer will ask for, the most probable first."""
         ...
 
     def embedding_rows(self, parameter: str, ids: torch.Tensor) -> Mapping[str, torch.Tensor]:
@@ -113,6 +122,7 @@ class StageModel:
         self._incoming_1TD: torch.Tensor | None = None
         self._outgoing_1TD: torch.Tensor | None = None
         self._bound: dict[int, Mapping[str, UnitTensors]] = {}
+        self._guesses: dict[int, RouterGuess] = {}
         self._cut_layers()
         self._cut_experts()
         self._cut_embedding()
@@ -142,6 +152,11 @@ class StageModel:
         finally:
             current_cache.reset(token)
             self._incoming_1TD = self._outgoing_1TD = None
+
+    def rows_asking(self, layer: int, expert: int) -> Sequence[int]:
+        """Return the rows of the latest batch that ask for an expert; empty where it is not known."""
+        guess = self._guesses.get(layer)
+        return () if guess is None else guess.rows_asking(expert)
 
     def _run(
         self, cache: StepCache, incoming: torch.Tensor, read_head: Callable[[Head], None] | None
@@ -188,6 +203,7 @@ class StageModel:
             if is_first and self._incoming_1TD is not None:
                 hidden_1TD = self._incoming_1TD
             self._acquire(group_index)
+            self._guess_experts(self._stage.layer_start + group_index, hidden_1TD)
             output = original(hidden_1TD, *args, **kwargs)
             self._weights.release(group_index)
             if is_last:
@@ -217,6 +233,13 @@ class StageModel:
         for layer in range(self._stage.layer_start, self._stage.layer_end):
             if layer in layers:
                 self._binder.fetch_experts(layers[layer], partial(self._fetch_experts, layer))
+                self._guesses[layer] = RouterGuess(self._skeleton.layers[layer])
+
+    def _guess_experts(self, layer: int, hidden_1TD: torch.Tensor) -> None:
+        """Have experts read while the layer's dense part computes, where that pays."""
+        guess = self._guesses.get(layer)
+        if guess is not None and self._weights.is_guessing_experts(hidden_1TD.shape[1]):
+            self._weights.guess_experts(layer, guess.experts(hidden_1TD))
 
     def _fetch_experts(self, layer: int, experts: Sequence[int], in_order: bool) -> Generator[tuple[int, UnitTensors]]:
         return self._weights.fetch_experts(layer, experts, in_order=in_order)

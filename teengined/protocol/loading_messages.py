@@ -47,6 +47,12 @@ class ExpertFigures:
     """Of the policy's own simulation, on the same requests."""
     bytes_per_token: int = 0
     """Of experts, read for one token of one stream: as planned until it is measured."""
+    guessed_rate: float = 0.0
+    """Of what was asked for and not cached, the share whose reads began before, on a guess of the layer's router."""
+    guess_right_rate: float = 0.0
+    """Of the guesses, those that were asked for."""
+    guessing_stages: tuple[bool, ...] = ()
+    """For each stage with such a cache, whether guesses made its steps faster when that was last measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

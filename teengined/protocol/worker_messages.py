@@ -101,7 +101,9 @@ class OpenStage:
     numerics: str = "default"
     """`strict`: a position's logits do not depend on batch mates, chunking, cache hits or threads."""
     expert_policy: str = "auto"
-    """Which routed experts give way in a cache: `lru`, `lfu`, `pinned`, or `auto`: what suits the requests best."""
+    """Which routed experts give way in a cache: `lru`, `lfu`, `pinned`, `sticky`, or `auto`: what suits best."""
+    expert_guesses: int = 0
+    """Experts of a layer that may be read on its router's guess, before it asks, where it measures faster; 0: none."""
     num_host_slots: int = 0
     """Of host memory for contents of blocks; ids count from 0. Memory is taken as slots are used."""
     num_disk_slots: int = 0
@@ -274,6 +276,14 @@ class ExpertCounts:
     num_simulated_hits: int
     """Of the policy's own simulation, on the same requests."""
     read_bytes: int
+    """Of experts that were asked for."""
+    num_guessed: int = 0
+    """Experts whose reads began on a guess; to the cache they are missed all the same."""
+    num_guessed_right: int = 0
+    wrong_guess_bytes: int = 0
+    """Read besides, for what nobody asked for then."""
+    is_guessing: bool = False
+    """Whether steps with guesses measured faster than those without."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -338,6 +348,9 @@ class WorkerError:
     code: str
     message: str
     hint: str
+    blamed_ids: tuple[int, ...] = ()
+    """Sequences of the step that asked for an expert which could not be had. The stage can go on without them, and the
+    others of the step can run again. Empty: all failed, and the error says whether the stage can go on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,6 +107,8 @@ class StepFailed:
 
     step: int
     error: TeengineError
+    blamed_ids: tuple[int, ...] = ()
+    """Where some of the step's sequences are named, only these fail; the others compute again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -167,7 +167,7 @@ class Scheduler:
             case StepCompleted():
                 return self._complete(event, now_seconds)
             case StepFailed():
-                return self._fail(event)
+                return self._fail(event, now_seconds)
             case SpoolReported():
                 settle_moves(self._state, event, now_seconds)
                 return ()
@@ -239,11 +239,16 @@ class Scheduler:
     ) -> tuple[End, ...]:
         return tuple(end_sequence(self._state, sequence, reason=reason, error=error) for sequence in sequences)
 
-    def _fail(self, event: StepFailed) -> tuple[Instruction, ...]:
+    def _fail(self, event: StepFailed, now_seconds: float) -> tuple[Instruction, ...]:
         self._state.loads.pop(event.step, None)
         self._state.copies.pop(event.step, None)
-        flights = self._state.in_flight.pop(event.step, ())
-        return self._end(self._live(flight.sequence.id for flight in flights), error=event.error)
+        live = self._live(flight.sequence.id for flight in self._state.in_flight.pop(event.step, ()))
+        if not event.blamed_ids:
+            return self._end(live, error=event.error)
+        for sequence in live:
+            if sequence.id not in event.blamed_ids:
+                self._state.preempt(sequence, now_seconds)
+        return self._end(self._live(event.blamed_ids), error=event.error)
 
     def _complete(self, event: StepCompleted, now_seconds: float) -> tuple[Instruction, ...]:
         flights = self._state.in_flight.pop(event.step, ())  # None for an answer of stages that were lost since.

@@ -21,7 +21,7 @@ from teengined.core.errors import (
 from teengined.core.model import ModelManifest
 from teengined.protocol.messages import Deployment, RequestItem
 from teengined.protocol.worker_messages import SpoolReport, StepDone, WorkerError
-from teengined.scheduler.events import PipelineLost, PipelineReady, StepFailed
+from teengined.scheduler.events import PipelineLost, PipelineReady
 from teengined.scheduler.scheduler import Scheduler
 from teengined.service.admission import ModelLimits
 from teengined.service.answer import Answer
@@ -281,10 +281,12 @@ class LoadedModel:
             self._feed.advance(step.event)
             return
         logger.error("%s: step %d failed: %s", self.name, step.run.step, step.error.message)
-        if isinstance(step.error, _BREAKING):
+        if isinstance(step.error, _BREAKING) and not step.blamed_ids:
             self._begin_recovery(step.error)
             return
-        self._feed.advance(StepFailed(step=step.run.step, error=step.error))
+        if isinstance(step.error, PackageError):
+            self.problem = step.error.message  # It goes on without what cannot be read, and should be converted again.
+        self._feed.advance(step.event)
 
     def _on_worker_error(self, device_id: str, message: WorkerError) -> None:
         error = error_class(message.code)(f"{device_id}: {message.message}", hint=message.hint)
@@ -293,7 +295,7 @@ class LoadedModel:
         if self.stages.fail(device_id, error):
             return
         if message.step is not None:
-            self._pipeline.on_step_error(device_id, message.step, error)
+            self._pipeline.on_step_error(device_id, message.step, error, message.blamed_ids)
             return
         logger.warning("%s: %s", self.name, error.message)
         if self.state == "ready":

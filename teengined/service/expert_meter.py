@@ -23,6 +23,8 @@ class _Sums:
     hits: float = 0.0
     best_hits: float = 0.0
     simulated_hits: float = 0.0
+    guessed: float = 0.0
+    guessed_right: float = 0.0
 
     def add(self, before: ExpertCounts | None, now: ExpertCounts) -> None:
         """Take in what was counted between two reports of a stage."""
@@ -36,6 +38,8 @@ class _Sums:
         self.hits = self.hits * keep + now.num_hits - before.num_hits
         self.best_hits = self.best_hits * keep + now.num_best_hits - before.num_best_hits
         self.simulated_hits = self.simulated_hits * keep + now.num_simulated_hits - before.num_simulated_hits
+        self.guessed = self.guessed * keep + now.num_guessed - before.num_guessed
+        self.guessed_right = self.guessed_right * keep + now.num_guessed_right - before.num_guessed_right
 
 
 @dataclass(slots=True)
@@ -87,4 +91,7 @@ class ExpertMeter:
             best_hit_rate=self._sums.best_hits / asked,
             simulated_hit_rate=self._sums.simulated_hits / asked,
             bytes_per_token=round(self.bytes_per_token),
+            guessed_rate=self._sums.guessed_right / max(self._sums.asked - self._sums.hits, 1.0),
+            guess_right_rate=self._sums.guessed_right / max(self._sums.guessed, 1.0),
+            guessing_stages=tuple(counts.is_guessing for _, counts in sorted(self._latest.items())),
         )

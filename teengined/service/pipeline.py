@@ -26,12 +26,15 @@ class FinishedStep:
     last: StepDone | None
     """Of the last stage, which has the tokens."""
     error: TeengineError | None
+    blamed_ids: tuple[int, ...] = ()
+    """As in `WorkerError`: the stages can go on without these sequences."""
 
     @property
     def event(self) -> StepCompleted | StepFailed:
         """What the scheduler must hear."""
         if self.error is not None or self.last is None:
-            return StepFailed(step=self.run.step, error=self.error or InternalError("the last stage said nothing"))
+            error = self.error or InternalError("the last stage said nothing")
+            return StepFailed(step=self.run.step, error=error, blamed_ids=self.blamed_ids)
         return StepCompleted(
             step=self.run.step,
             tokens=self.last.tokens,
@@ -48,6 +51,7 @@ class _StepInFlight:
     reports: dict[int, StepDone | None] = field(default_factory=dict[int, StepDone | None])
     """By stage; None where it failed."""
     error: TeengineError | None = None
+    blamed_ids: tuple[int, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -104,11 +108,14 @@ class Pipeline:
             self.pool.note_progress(device_id)
             self._report(device_id, step, done)
 
-    def on_step_error(self, device_id: str, number: int, error: TeengineError) -> None:
-        """Take a stage's failure at a step."""
+    def on_step_error(
+        self, device_id: str, number: int, error: TeengineError, blamed_ids: tuple[int, ...] = ()
+    ) -> None:
+        """Take a stage's failure at a step, and which of its sequences are to blame."""
         if (step := self._steps.get(number)) is not None:
             if step.error is None or isinstance(step.error, TransportError):
                 step.error = error  # A stage that failed knows why; its neighbours only that it did.
+                step.blamed_ids = blamed_ids
             self._report(device_id, step, None)
 
     def _report(self, device_id: str, step: _StepInFlight, done: StepDone | None) -> None:
@@ -124,7 +131,9 @@ class Pipeline:
         last = reports[-1]
         self.meter.finish(time.monotonic(), busy, 0 if last is None else len(last.tokens))
         parts = tuple(report for report in reports if report is not None)
-        self.on_finished(FinishedStep(run=step.run, parts=parts, last=last, error=step.error))
+        self.on_finished(
+            FinishedStep(run=step.run, parts=parts, last=last, error=step.error, blamed_ids=step.blamed_ids)
+        )
 
     def _watch_oldest(self) -> None:
         """Give the oldest step its time from now on: before, the stages were busy with the one ahead of it."""

@@ -290,8 +290,15 @@ class StreamingSettings:
         4 * MIB, "bytes", "One read: large enough for full speed, small enough to share.", minimum=4096
     )
     ring_slots: int = setting(3, "slots", "One unit computes, one arrives, one is asked for.", minimum=2)
-    expert_policy: Literal["auto", "lru", "lfu", "pinned"] = setting(
+    expert_policy: Literal["auto", "lru", "lfu", "pinned", "sticky"] = setting(
         "auto", "word", "Who gives way in a cache of experts: auto follows what would have read least of late."
+    )
+    expert_guesses: int = setting(
+        4,
+        "reads",
+        "Most experts of a layer read on its router's guess, where that measures faster. 4: what a fast disk delivers "
+        "while a layer's attention computes. 0: never.",
+        minimum=0,
     )
     expert_step_tokens: int = setting(
         2048, "tokens", "As max_step_tokens where experts are streamed: a chunk reads nearly all of them.", minimum=1

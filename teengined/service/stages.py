@@ -202,6 +202,7 @@ class StageSet:
             kv_dtype=options.kv_dtype,
             numerics=options.numerics,
             expert_policy=options.streaming.expert_policy,
+            expert_guesses=options.streaming.expert_guesses,
             num_host_slots=options.num_host_slots,
             num_disk_slots=options.num_disk_slots,
             host_pool_path=options.host_pool_path,

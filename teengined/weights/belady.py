@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from teengined.weights.expert_policies import ExpertKey
+from teengined.weights.eviction_policy import ExpertKey
 
 __all__ = ["BeladyBound"]
 

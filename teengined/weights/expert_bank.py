@@ -1,32 +1,17 @@
 """The memory of one expert cache: equal slots side by side in one buffer, and the decision who lies in which."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from teengined.core.plan import ExpertCache
-from teengined.interfaces.driver import CopyEvent, Device
-from teengined.weights.expert_policies import ExpertKey
-from teengined.weights.expert_reads import Landing
+from teengined.interfaces.driver import Device
+from teengined.weights.eviction_policy import ExpertKey
 from teengined.weights.expert_slots import ExpertSlots, Visit
 from teengined.weights.policy_choice import CacheReport, PolicyChoice
-from teengined.weights.unit_views import UnitTensors
+from teengined.weights.slot_memory import SlotMemory, carve
 
-__all__ = ["ExpertBank", "SlotMemory", "carve"]
-
-
-@dataclass(eq=False, slots=True, kw_only=True)
-class SlotMemory:
-    """One slot and what is in it."""
-
-    buffer: torch.Tensor
-    landing: Landing | None = None
-    """The last read into it, where it is read into."""
-    tensors: UnitTensors | None = None
-    """Views of the expert that is ready in it."""
-    computed: CopyEvent | None = None
-    """When what was queued on its expert is done, on a device that queues."""
+__all__ = ["ExpertBank"]
 
 
 class ExpertBank:
@@ -42,6 +27,7 @@ class ExpertBank:
         self._device = device
         self._choice = PolicyChoice(policy, plan.num_slots, num_layers)
         self._slots = ExpertSlots(self._choice.first_policy, plan.num_slots)
+        self._lent: list[int] = []
         allocate = device.allocate_staging if device.shares_host_memory else device.allocate
         self._arena: torch.Tensor | None = allocate(plan.num_slots * plan.slot_bytes)
         self.all_memory = carve(self._arena, plan.num_slots, plan.slot_bytes)
@@ -64,6 +50,22 @@ class ExpertBank:
         if visit.key in self._slots and self._slots.slot_of(visit.key) == visit.slot:
             self._slots.drop(visit.key)
 
+    def __contains__(self, key: object) -> bool:
+        """Say whether an expert has a slot."""
+        return key in self._slots
+
+    def lend(self, num_slots: int) -> list[SlotMemory]:
+        """Hold fewer experts until `take_back`, and return the slots that nobody has then."""
+        self._choice.lend(num_slots)
+        self._lent = self._slots.lend(num_slots)
+        return [self.all_memory[slot] for slot in self._lent]
+
+    def take_back(self) -> None:
+        """Have the slots that were lent."""
+        self._choice.take_back()
+        self._slots.take_back(self._lent)
+        self._lent = []
+
     @property
     def report(self) -> CacheReport:
         """Return how the cache does."""
@@ -75,8 +77,3 @@ class ExpertBank:
         if self._arena is not None:
             self._device.free(self._arena)
             self._arena = None
-
-
-def carve(arena: torch.Tensor, num_slots: int, slot_bytes: int) -> list[SlotMemory]:
-    """Return the slots that lie side by side in `arena`."""
-    return [SlotMemory(buffer=arena[i * slot_bytes : (i + 1) * slot_bytes]) for i in range(num_slots)]

@@ -4,16 +4,18 @@ In host memory lies a cache too, behind the device's: what the device gave up ma
 few slots, which then are no more than staging.
 """
 
-from collections.abc import Sequence
 from typing import Protocol
 
 from teengined.core.errors import InternalError, TeengineError
 from teengined.core.model import UnitSpec
 from teengined.interfaces.driver import CopyEvent, Device
-from teengined.weights.expert_bank import SlotMemory, carve
-from teengined.weights.expert_policies import POLICIES, ExpertKey
+from teengined.weights.eviction_policy import ExpertKey
+from teengined.weights.expert_bank import ExpertBank
+from teengined.weights.expert_guesses import ExpertGuesses
+from teengined.weights.expert_policies import POLICIES
 from teengined.weights.expert_reads import ExpertReads, Landing
 from teengined.weights.expert_slots import ExpertSlots, Visit
+from teengined.weights.slot_memory import carve
 from teengined.weights.unit_views import unit_views
 
 __all__ = ["STAGING_SLOTS", "DirectFill", "Fill", "StagedFill"]
@@ -36,6 +38,14 @@ class Fill(Protocol):
         """Make the expert of any visit ready for compute that is queued from now on. Raises as `ExpertReads.wait`."""
         ...
 
+    def needs_read(self, key: ExpertKey) -> bool:
+        """Say whether an expert would have to be read if it were asked for now."""
+        ...
+
+    def lend(self, num_slots: int) -> None:
+        """Lend slots to the guesses; 0: take them back."""
+        ...
+
     def abandon(self, visit: Visit) -> bool:
         """Let go of a cached or a started one that will not be finished; True where it will lie in its slot anyway."""
         ...
@@ -48,40 +58,55 @@ class Fill(Protocol):
 class DirectFill:
     """Where host memory is device memory: the slot is read into, and is the weight."""
 
-    def __init__(self, memories: Sequence[SlotMemory], reads: ExpertReads) -> None:
-        self._memories = memories
-        self._bytes = [slot.buffer.numpy().data for slot in memories]
+    def __init__(self, bank: ExpertBank, reads: ExpertReads, guesses: ExpertGuesses) -> None:
+        self._bank = bank
         self._reads = reads
+        self._guesses = guesses
+        self._is_closed = False
 
     def start(self, visit: Visit, unit: UnitSpec, *, must: bool) -> bool:
         """Begin to read, once no earlier read writes to the slot any more."""
-        if not self._bytes:
+        if self._is_closed:
             raise InternalError(f"the weights were closed before {unit.id} was asked for")
-        slot = self._memories[visit.slot]
+        slot = self._bank.memory(visit)
         if slot.landing is not None and not slot.landing.is_done:
             if not must:
                 return False
             self._reads.settle(slot.landing)
         slot.tensors = None
-        slot.landing = self._reads.begin(unit, self._bytes[visit.slot][: unit.size_bytes])
+        if not self._guesses.take(visit.key, slot):
+            slot.landing = self._reads.begin(unit, slot.memory(unit.size_bytes))
         return True
 
     def finish(self, visit: Visit, unit: UnitSpec) -> None:
         """Wait for the read."""
-        slot = self._memories[visit.slot]
+        slot = self._bank.memory(visit)
         assert slot.landing is not None, "an expert was waited for that nobody reads"
         self._reads.wait(slot.landing)
         if slot.tensors is None:
             slot.tensors = unit_views(slot.buffer, 0, unit)
 
+    def needs_read(self, key: ExpertKey) -> bool:
+        """Say whether it has no slot."""
+        return key not in self._bank
+
+    def lend(self, num_slots: int) -> None:
+        """Lend slots of the cache."""
+        if self._guesses.num_spares:
+            self._guesses.lend(())
+            self._bank.take_back()
+        if num_slots:
+            self._guesses.lend(self._bank.lend(num_slots))
+
     def abandon(self, visit: Visit) -> bool:
         """Keep what arrives, unless it failed."""
-        landing = self._memories[visit.slot].landing
+        landing = self._bank.memory(visit).landing
         return landing is None or landing.error is None
 
     def free(self) -> None:
-        """Drop the views into the slots."""
-        self._bytes.clear()
+        """Begin no more."""
+        self._is_closed = True
+        self._guesses.lend(())
 
 
 class _Landed(CopyEvent):
@@ -104,16 +129,17 @@ class StagedFill:
     """Where the device has memory of its own: a cache in host memory, and copies from it beside compute."""
 
     def __init__(
-        self, memories: Sequence[SlotMemory], reads: ExpertReads, device: Device, *, num_slots: int, slot_bytes: int
+        self, bank: ExpertBank, reads: ExpertReads, guesses: ExpertGuesses, device: Device, *, num_slots: int
     ) -> None:
         """Allocate `num_slots` slots in host memory."""
-        self._memories = memories
+        self._bank = bank
         self._reads = reads
+        self._guesses = guesses
         self._device = device
         self._slots = ExpertSlots(POLICIES["lfu"](num_slots, half_life=_HOST_HALF_LIFE), num_slots)
-        self._arena = device.allocate_staging(num_slots * slot_bytes)
-        self._host = carve(self._arena, num_slots, slot_bytes)
-        self._bytes = [slot.buffer.numpy().data for slot in self._host]
+        self._lent: list[int] = []
+        self._arena = device.allocate_staging(num_slots * bank.slot_bytes)
+        self._host = carve(self._arena, num_slots, bank.slot_bytes)
         self._in_use: dict[ExpertKey, CopyEvent | None] = {}
         """Slots not to be overwritten, oldest first, and the copy after which they may be; None: not copied yet."""
 
@@ -124,8 +150,9 @@ class StagedFill:
             if not self._reclaim():
                 return False
             turn = self._slots.access(visit.key, self._in_use)
-        if turn.is_miss:
-            self._host[turn.slot].landing = self._reads.begin(unit, self._bytes[turn.slot][: unit.size_bytes])
+        slot = self._host[turn.slot]
+        if turn.is_miss and not self._guesses.take(visit.key, slot):
+            slot.landing = self._reads.begin(unit, slot.memory(unit.size_bytes))
         self._in_use.pop(visit.key, None)
         self._in_use[visit.key] = None
         return True
@@ -134,7 +161,7 @@ class StagedFill:
         """Wait for the read and queue the copy, which compute on the device waits for."""
         if not visit.is_miss:
             return  # Compute that was queued before it waited for the copy, and so does all that follows.
-        target = self._memories[visit.slot]
+        target = self._bank.memory(visit)
         source = self._host[self._slots.slot_of(visit.key)]
         try:
             if source.landing is not None:
@@ -150,6 +177,17 @@ class StagedFill:
         event.wait()
         target.tensors = unit_views(target.buffer, 0, unit)
 
+    def needs_read(self, key: ExpertKey) -> bool:
+        """Say whether it is neither on the device nor in host memory."""
+        return key not in self._bank and key not in self._slots
+
+    def lend(self, num_slots: int) -> None:
+        """Lend slots in host memory."""
+        self._guesses.lend(())
+        self._slots.take_back(self._lent)
+        self._lent = self._slots.lend(num_slots, self._in_use)
+        self._guesses.lend(self._host[slot] for slot in self._lent)
+
     def abandon(self, visit: Visit) -> bool:
         """Leave it to host memory: the device's slot was not written."""
         if not visit.is_miss:
@@ -161,7 +199,7 @@ class StagedFill:
 
     def free(self) -> None:
         """Give the host's memory back."""
-        self._bytes.clear()
+        self._guesses.lend(())
         self._host.clear()
         self._device.free(self._arena)
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from teengined.core.errors import DeadlineExceeded, InternalError, TeengineError
 from teengined.core.model import UnitSpec
@@ -13,6 +14,14 @@ from teengined.weights.statistics import StreamStatistics
 __all__ = ["ExpertReads", "Landing"]
 
 
+class _Purpose(Enum):
+    """Why an expert is read."""
+
+    ASKED = auto()
+    GUESSED = auto()
+    WRONG = auto()
+
+
 @dataclass(eq=False, slots=True)
 class Landing:
     """A read under way, or over. Written by the thread that ends it."""
@@ -20,6 +29,9 @@ class Landing:
     unit: UnitSpec
     is_done: bool = False
     error: TeengineError | None = None
+    purpose: _Purpose = _Purpose.ASKED
+    read: GroupRead | None = None
+    """While it is under way."""
 
 
 class ExpertReads:
@@ -32,24 +44,50 @@ class ExpertReads:
         self._timeout_seconds = timeout_seconds
         self._changed = threading.Condition()
         self._closed = False
-        self._read_bytes = self._num_reads = 0
+        self._asked_bytes = self._wrong_bytes = self._num_reads = 0
         self._stall_seconds = 0.0
 
-    def begin(self, unit: UnitSpec, memory: memoryview) -> Landing:
-        """Start to fill `memory`, which is page aligned and exactly as large as the unit; return at once."""
-        landing = Landing(unit)
+    @property
+    def is_idle(self) -> bool:
+        """Say whether nothing is being read, neither here nor by the ring."""
+        return self._clock.is_idle
+
+    def begin(self, unit: UnitSpec, memory: memoryview, *, is_guess: bool = False) -> Landing:
+        """Start to fill `memory`, which is page aligned and exactly as large as the unit; return at once.
+
+        A guess is to be kept or cancelled later.
+        """
+        landing = Landing(unit, purpose=_Purpose.GUESSED if is_guess else _Purpose.ASKED)
 
         def on_done(read: GroupRead) -> None:
             with self._changed:
                 self._clock.stop()
                 self._num_reads += read.num_reads
-                self._read_bytes += unit.size_bytes
                 landing.error, landing.is_done = read.error, True
+                self._count(landing)
                 self._changed.notify_all()
 
         self._clock.start()
-        self._pool.submit(GroupRead([UnitTarget(unit=unit, memory=memory)], on_done))
+        landing.read = GroupRead([UnitTarget(unit=unit, memory=memory)], on_done)
+        self._pool.submit(landing.read)
         return landing
+
+    def keep(self, landing: Landing) -> bool:
+        """Let a guess be a read that was asked for; False where it failed already, so that it is none."""
+        with self._changed:
+            landing.purpose = _Purpose.ASKED if landing.error is None else _Purpose.WRONG
+            if landing.is_done:
+                self._count(landing)
+            return landing.error is None
+
+    def cancel(self, landing: Landing) -> None:
+        """Let go of a guess. What it reads into is free when it is done, which is soon."""
+        with self._changed:
+            landing.purpose = _Purpose.WRONG
+            if landing.is_done:
+                self._count(landing)
+            elif landing.read is not None:
+                landing.read.cancel()
 
     def wait(self, landing: Landing) -> None:
         """Return when the unit is there.
@@ -82,8 +120,22 @@ class ExpertReads:
         """Return the counters so far; the clock's time is not among them."""
         with self._changed:
             return StreamStatistics(
-                streamed_bytes=self._read_bytes, stall_seconds=self._stall_seconds, reads=self._num_reads
+                streamed_bytes=self._asked_bytes + self._wrong_bytes,
+                stall_seconds=self._stall_seconds,
+                reads=self._num_reads,
+                expert_bytes=self._asked_bytes,
+                wrong_guess_bytes=self._wrong_bytes,
             )
+
+    def _count(self, landing: Landing) -> None:
+        """Count the bytes of a read that is over, once its purpose is known. The caller holds the lock."""
+        if landing.purpose is _Purpose.GUESSED:
+            return
+        read, landing.read = landing.read, None  # whose memory is not to be held on to
+        if landing.purpose is _Purpose.ASKED:
+            self._asked_bytes += landing.unit.size_bytes
+        elif read is not None:
+            self._wrong_bytes += read.read_bytes
 
     def stop(self) -> None:
         """Wake whoever waits, with an error."""

@@ -7,7 +7,7 @@ and a simulation of the same requests moves the same bytes.
 from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass
 
-from teengined.weights.expert_policies import EvictionPolicy, ExpertKey
+from teengined.weights.eviction_policy import EvictionPolicy, ExpertKey
 
 __all__ = ["ExpertSlots", "Visit"]
 
@@ -99,6 +99,22 @@ class ExpertSlots:
         """Free an expert's slot: it gives way, or could not be read."""
         self._free.append(self._slots.pop(key))
         self.policy.remove(key)
+
+    def lend(self, num_slots: int, protected: Container[ExpertKey] = ()) -> list[int]:
+        """Hold fewer from now on, and return the slots that are not ours until `take_back`.
+
+        There may be fewer than `num_slots`, where all others are of `protected`.
+        """
+        while len(self._free) < num_slots and (victim := self.policy.victim(protected)) is not None:
+            self.drop(victim)
+        lent = [self._free.pop() for _ in range(min(num_slots, len(self._free)))]
+        self.num_slots -= len(lent)
+        return lent
+
+    def take_back(self, slots: Collection[int]) -> None:
+        """Have slots that were lent."""
+        self._free.extend(slots)
+        self.num_slots += len(slots)
 
     def adopt(self, policy: EvictionPolicy) -> None:
         """Let a policy that knows of other keys decide from now on, over what is held here."""

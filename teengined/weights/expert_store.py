@@ -8,23 +8,30 @@ Nothing about the order depends on how fast reads arrive, so neither do bytes mo
 """
 
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 from teengined.core.errors import InternalError
 from teengined.core.model import UnitSpec
 from teengined.core.plan import ExpertCache, StageExperts
 from teengined.interfaces.driver import Device
+from teengined.weights.eviction_policy import ExpertKey
 from teengined.weights.expert_bank import ExpertBank
 from teengined.weights.expert_fill import STAGING_SLOTS, DirectFill, Fill, StagedFill
-from teengined.weights.expert_policies import ExpertKey
+from teengined.weights.expert_guesses import ExpertGuesses, GuessCounts
 from teengined.weights.expert_reads import ExpertReads
 from teengined.weights.expert_slots import Visit
+from teengined.weights.guess_trial import GuessTrial
 from teengined.weights.options import StreamOptions
 from teengined.weights.policy_choice import CacheReport
 from teengined.weights.unit_views import UnitTensors
 
 __all__ = ["ExpertStore"]
+
+# Rows of a step up to which experts are guessed: with more of them a layer asks for nearly all.
+_MOST_GUESSING_ROWS = 16
+# Of the slots that experts are read into, the largest part that is lent to guesses.
+_LENT_PART = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,9 @@ class _Part:
 
     bank: ExpertBank
     fill: Fill
+    guesses: ExpertGuesses
+    num_lent: int
+    """Slots that are lent to the guesses, while there are any."""
 
 
 @dataclass(eq=False, slots=True)
@@ -66,14 +76,19 @@ class ExpertStore:
         self._device = device
         self._reads = reads
         self._parts: list[_Part] = []
+        self._options = options
         num_layers = len({layer for layer, _ in units})
         try:
             for cache in plan.caches:
                 bank = ExpertBank(cache, device, policy=options.expert_policy, num_layers=num_layers)
-                self._parts.append(_Part(bank, self._fill(cache, bank)))
+                self._parts.append(self._part(cache, bank))
         except BaseException:
             self.free()
             raise
+        self.latest: ExpertKey | None = None
+        """The expert that was waited for last; where a fetch fails, the one that could not be had."""
+        self._trial = GuessTrial(is_wanted=any(part.num_lent for part in self._parts))
+        self._has_lent = False
         self._part_of_size = {size: self._smallest_for(size) for size in {unit.size_bytes for unit in units.values()}}
 
     def fetch(self, layer: int, experts: Sequence[int], *, in_order: bool) -> Generator[tuple[int, UnitTensors]]:
@@ -90,9 +105,11 @@ class ExpertStore:
         """
         turns = self._decide(layer, experts, in_order=in_order)
         waiting = deque(turn for turn in turns if turn.visit.is_miss)
+        self._settle_guesses({turn.visit.key for turn in waiting})
         finished: set[Visit] = set()
         try:
             for turn in turns:
+                self.latest = turn.visit.key
                 self._start(waiting, finished, needed=turn)
                 turn.part.fill.finish(turn.visit, turn.unit)
                 turn.is_finished = True
@@ -104,6 +121,38 @@ class ExpertStore:
                 finished.add(turn.visit)
         finally:
             self._abandon(turns)
+            self._settle_guesses(())
+
+    def is_guessing(self, num_rows: int) -> bool:
+        """Say whether a guess is wanted of what a layer will ask for in a step of so many rows."""
+        return self._trial.is_guessing and num_rows <= _MOST_GUESSING_ROWS
+
+    def guess(self, layer: int, experts: Sequence[int]) -> None:
+        """Begin to read experts that the layer will probably ask for, the most probable first, while the disk idles."""
+        for part in self._parts:
+            wanted = ((layer, expert) for expert in experts)
+            mine = (key for key in wanted if self._part_of_size[self._units[key].size_bytes] is part)
+            part.guesses.begin((key, self._units[key]) for key in mine if part.fill.needs_read(key))
+
+    def learn_step(self, num_rows: int, seconds: float) -> None:
+        """Take in how long a step took, and decide whether guesses are made in the next one."""
+        if num_rows > _MOST_GUESSING_ROWS:
+            return
+        self._trial.learn(num_rows, seconds)
+        if self._trial.needs_room != self._has_lent:
+            self._has_lent = self._trial.needs_room
+            for part in self._parts:
+                part.fill.lend(part.num_lent if self._has_lent else 0)
+
+    @property
+    def guesses(self) -> GuessCounts:
+        """Return what became of guesses."""
+        counts = [part.guesses.counts for part in self._parts]
+        return GuessCounts(
+            num_guessed=sum(count.num_guessed for count in counts),
+            num_right=sum(count.num_right for count in counts),
+            is_on=self._trial.is_on,
+        )
 
     @property
     def reports(self) -> tuple[CacheReport, ...]:
@@ -117,17 +166,24 @@ class ExpertStore:
             part.fill.free()
             part.bank.free()
 
-    def _fill(self, cache: ExpertCache, bank: ExpertBank) -> Fill:
+    def _part(self, cache: ExpertCache, bank: ExpertBank) -> _Part:
+        guesses = ExpertGuesses(self._reads)
+        fill: Fill
+        num_slots = cache.num_slots
         try:
             if self._device.shares_host_memory:
-                return DirectFill(bank.all_memory, self._reads)
-            num_slots = max(cache.num_host_slots, min(STAGING_SLOTS, cache.num_experts))
-            return StagedFill(
-                bank.all_memory, self._reads, self._device, num_slots=num_slots, slot_bytes=cache.slot_bytes
-            )
+                fill = DirectFill(bank, self._reads, guesses)
+            else:
+                num_slots = max(cache.num_host_slots, min(STAGING_SLOTS, cache.num_experts))
+                fill = StagedFill(bank, self._reads, guesses, self._device, num_slots=num_slots)
         except BaseException:
             bank.free()
             raise
+        return _Part(bank, fill, guesses, min(self._options.expert_guesses, num_slots // _LENT_PART))
+
+    def _settle_guesses(self, wanted: Collection[ExpertKey]) -> None:
+        for part in self._parts:
+            part.guesses.settle(wanted)
 
     def _smallest_for(self, size_bytes: int) -> _Part:
         fitting = [part for part in self._parts if part.bank.slot_bytes >= size_bytes]

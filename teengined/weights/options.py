@@ -33,7 +33,9 @@ class StreamOptions:
     verify: bool = True
     """Compare each unit with its digest the first time it is read. Costs about a second per gigabyte, once."""
     expert_policy: str = "auto"
-    """Which routed experts give way in a cache: `lru`, `lfu`, `pinned`, or `auto`: what suits the requests best."""
+    """Which routed experts give way in a cache: `lru`, `lfu`, `pinned`, `sticky`, or `auto`: what suits best."""
+    expert_guesses: int = 0
+    """Experts of a layer that may be read on its router's guess, before it asks. 0: none ever."""
     host_pool: HostPoolAccess | None = None
     """None: a device with memory of its own keeps such units for itself."""
     timeout_seconds: float = 60.0
@@ -47,5 +49,7 @@ class StreamOptions:
             raise ValueError(f"read_chunk_bytes must be whole pages of {ALIGNMENT_BYTES}, got {self.read_chunk_bytes}")
         if self.ring_slots < 1:
             raise ValueError(f"ring_slots must be at least 1, got {self.ring_slots}")
+        if self.expert_guesses < 0:
+            raise ValueError(f"expert_guesses must be at least 0, got {self.expert_guesses}")
         if not self.timeout_seconds > 0:
             raise ValueError(f"timeout_seconds must be above 0, got {self.timeout_seconds}")

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from teengined.weights.belady import BeladyBound
-from teengined.weights.expert_policies import POLICIES, EvictionPolicy, ExpertKey
+from teengined.weights.eviction_policy import EvictionPolicy, ExpertKey
+from teengined.weights.expert_policies import POLICIES
 from teengined.weights.expert_slots import ExpertSlots
 
 __all__ = ["AUTOMATIC", "CacheReport", "PolicyChoice"]
@@ -17,8 +18,9 @@ AUTOMATIC = "auto"
 _FIRST = "lfu"
 # A policy must read so much less than the deciding one: what is won must be more than chance, or they would take turns.
 _MARGIN = 0.05
-# Accesses between two comparisons, at least; counts halve at each, so that old requests fade.
-_LEAST_ACCESSES = 2048
+# Accesses between two comparisons, at least; counts halve at each, so that old requests fade. Few, since a text that
+# repeats itself can have a policy miss everything.
+_LEAST_ACCESSES = 512
 # Tokens after which an access counts half.
 _HALF_LIFE_TOKENS = 64
 # Requests that Belady's bound looks back: hundreds of tokens of a model of 60 layers.
@@ -52,6 +54,7 @@ class PolicyChoice:
         self._belady = BeladyBound(num_slots, window=_BOUND_WINDOW)
         self._period = max(_LEAST_ACCESSES, num_slots)
         self._num_since = 0
+        self._lent: dict[str, list[int]] = {}
         self._num_hits = self._num_simulated_hits = 0
         self.name = names[0] if len(names) == 1 else _FIRST
         self.first_policy: EvictionPolicy = POLICIES[self.name](num_slots, half_life=half_life)
@@ -66,6 +69,16 @@ class PolicyChoice:
             num_best_hits=self._belady.num_hits,
             num_simulated_hits=self._num_simulated_hits,
         )
+
+    def lend(self, num_slots: int) -> None:
+        """Have the shadows do with so many slots less, as the cache does. The bound is still that of all."""
+        self._lent = {name: shadow.lend(num_slots) for name, shadow in self._shadows.items()}
+
+    def take_back(self) -> None:
+        """Give the shadows their slots back."""
+        for name, slots in self._lent.items():
+            self._shadows[name].take_back(slots)
+        self._lent = {}
 
     def note(self, keys: Sequence[ExpertKey], num_hits: int, *, in_order: bool) -> EvictionPolicy | None:
         """Take a request and what the cache hit of it; return the policy that should decide from now on, if another."""

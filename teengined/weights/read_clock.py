@@ -28,6 +28,11 @@ class ReadClock:
             self._num_reading -= 1
 
     @property
+    def is_idle(self) -> bool:
+        """Say whether nothing is being read now."""
+        return self._num_reading == 0
+
+    @property
     def seconds(self) -> float:
         """Return the time so far."""
         with self._lock:

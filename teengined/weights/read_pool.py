@@ -31,6 +31,9 @@ class GroupRead:
         """Describe the read; `ReadPool.submit` starts it."""
         self.targets = tuple(targets)
         self.num_reads = 0
+        self.read_bytes = 0
+        """That came, so far."""
+        self.is_cancelled = False
         self.error: TeengineError | None = None
         self._on_done = on_done
         self._lock = threading.Lock()
@@ -41,6 +44,15 @@ class GroupRead:
         self._pending = num_parts
         if num_parts == 0:
             self._on_done(self)
+
+    def cancel(self) -> None:
+        """Read no more of it than what is being read now; it ends with an error."""
+        self.is_cancelled = True
+
+    def count(self, num_bytes: int) -> None:
+        """Note what came."""
+        with self._lock:
+            self.read_bytes += num_bytes
 
     def settle(self, error: TeengineError | None) -> None:
         """Count one part as ended; the first error is kept."""
@@ -134,10 +146,13 @@ class ReadPool:
         what = f"unit {target.unit.id}"
         if self._closed:
             raise InternalError(f"{what}: closed while it was being read")
+        if unit.group.is_cancelled:
+            raise InternalError(f"{what}: cancelled while it was being read")
         if unit.error is not None:
             return
         read = unit.file.read_cached if target.cached else unit.file.read
         read(target.unit.offset_bytes + start, target.memory[start:end], what)
+        unit.group.count(end - start)
 
     def _checked(self, unit: _UnitRead) -> TeengineError | None:
         """Return what is wrong with a unit that was read to its end, if anything."""

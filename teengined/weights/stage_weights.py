@@ -1,17 +1,20 @@
 """The front door: the weights of one stage on one device, what stays, what streams, and rows of the embedding."""
 
+import contextlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from teengined.core.errors import InternalError
+from teengined.core.errors import InternalError, PackageError, TeengineError
 from teengined.core.model import ModelManifest, UnitKind, UnitSpec
 from teengined.core.plan import Stage, Tier
 from teengined.interfaces.driver import Device
 from teengined.weights.arena import UnitArena
 from teengined.weights.digests import DigestCheck
 from teengined.weights.embedding_rows import RowsOnDevice, RowsOnDisk
+from teengined.weights.eviction_policy import ExpertKey
+from teengined.weights.expert_guesses import GuessCounts
 from teengined.weights.expert_reads import ExpertReads
 from teengined.weights.expert_store import ExpertStore
 from teengined.weights.groups import UnitGroup, experts_of, group_units, tiers_of_units
@@ -69,6 +72,8 @@ class StageWeights:
         self._resident: dict[int, Mapping[str, UnitTensors]] = {}
         self._streamed: dict[int, StreamedGroup] = {}
         self._next_group = 0
+        self._expert_error: PackageError | None = None
+        self._lost_expert: ExpertKey | None = None
 
     def open(self, on_progress: Callable[[int, int], None] | None = None) -> None:
         """Read and verify the resident units, then start prefetching the streamed ones.
@@ -143,7 +148,33 @@ class StageWeights:
         """Yield routed experts of a layer one by one with their tensors, as `ExpertStore.fetch`."""
         if self._store is None:
             raise InternalError("the weights are not open, or hold every expert")
-        return self._store.fetch(layer, experts, in_order=in_order)
+        return self._noting_errors(self._store.fetch(layer, experts, in_order=in_order))
+
+    def lost_expert(self, error: TeengineError) -> ExpertKey | None:
+        """Return (layer, expert) of the one that could not be had, if that is what this error says, and all it says.
+
+        The next step may do without it. A group of the ring that cannot be had is one that every step needs.
+        """
+        return self._lost_expert if error is self._expert_error else None
+
+    def is_guessing_experts(self, num_rows: int) -> bool:
+        """Say whether a step of so many rows wants guesses of experts, as `ExpertStore.is_guessing`."""
+        return self._store is not None and self._store.is_guessing(num_rows)
+
+    def guess_experts(self, layer: int, experts: Sequence[int]) -> None:
+        """Begin to read what a layer will probably ask for, as `ExpertStore.guess`."""
+        if self._store is not None:
+            self._store.guess(layer, experts)
+
+    def learn_step(self, num_rows: int, seconds: float) -> None:
+        """Take in how long a step took, as `ExpertStore.learn_step`."""
+        if self._store is not None:
+            self._store.learn_step(num_rows, seconds)
+
+    @property
+    def expert_guesses(self) -> GuessCounts:
+        """Return what became of guesses of experts."""
+        return self._store.guesses if self._store is not None else GuessCounts()
 
     @property
     def expert_reports(self) -> tuple[CacheReport, ...]:
@@ -167,7 +198,8 @@ class StageWeights:
             stall_seconds=ring.stall_seconds + experts.stall_seconds,
             reads=ring.reads + experts.reads + sum(row.num_reads for row in rows),
             read_seconds=self._clock.seconds,
-            expert_bytes=experts.streamed_bytes,
+            expert_bytes=experts.expert_bytes,
+            wrong_guess_bytes=experts.wrong_guess_bytes,
         )
 
     def close(self) -> None:
@@ -191,6 +223,15 @@ class StageWeights:
             arena.close()
         if files is not None:
             files.close()
+
+    def _noting_errors(self, fetched: Generator[tuple[int, UnitTensors]]) -> Generator[tuple[int, UnitTensors]]:
+        try:
+            with contextlib.closing(fetched):
+                yield from fetched
+        except PackageError as error:
+            assert self._store is not None, "a store fetches"
+            self._expert_error, self._lost_expert = error, self._store.latest
+            raise
 
     def _open(self, on_progress: Callable[[int, int], None]) -> None:
         options = self._options

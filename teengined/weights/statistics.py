@@ -18,4 +18,6 @@ class StreamStatistics:
     read_seconds: float = 0.0
     """Time with at least one group of the ring being read: streamed bytes / this is the rate that the disk gave."""
     expert_bytes: int = 0
-    """Of the streamed bytes, those of routed experts."""
+    """Of the streamed bytes, those of routed experts that were asked for."""
+    wrong_guess_bytes: int = 0
+    """Of the streamed bytes, those of routed experts that were read ahead and then not asked for."""

@@ -20,7 +20,7 @@ from tests.fakes.converted import convert_directory
 from tests.fakes.tiny_models import build_tiny_model
 
 NUM_TOKENS, CONTEXT_TOKENS = 10, 64
-POLICIES = ("lru", "lfu", "pinned", "auto")
+POLICIES = ("lru", "lfu", "pinned", "sticky", "auto")
 SPEC = DeviceSpec(id="cpu:0", driver="cpu", memory_bytes=1 << 30, threads=1)
 
 # Each asks for more experts in a layer than the smallest cache holds of all layers.
@@ -119,6 +119,64 @@ def test_strict_numerics_give_the_same_tokens_whatever_is_cached(case: Case) -> 
             answers.append(pipeline.generate(case.prompts, NUM_TOKENS))
 
     assert answers[0] == answers[1] == answers[2]
+
+
+def test_tokens_are_the_same_while_experts_are_guessed_and_while_not(case: Case) -> None:
+    with open_pipeline(case.package_dir, 33, "auto", expert_guesses=2) as pipeline:
+        for _ in range(14):  # Long enough that both have been tried several times.
+            assert pipeline.generate(case.prompts, NUM_TOKENS) == case.expected
+        counts = pipeline.last_steps[-1].experts
+
+    assert counts is not None
+    assert counts.num_hits == counts.num_simulated_hits
+
+
+def test_a_model_whose_experts_do_not_fit_has_them_read_ahead_and_loses_no_bit(tmp_path: Path) -> None:
+    source = build_tiny_model(
+        "deepseek_v3", tmp_path / "source", seed=5, n_routed_experts=32, num_experts_per_tok=8, n_group=1, topk_group=1
+    )
+    (tmp_path / "store").mkdir()
+    convert_directory(source, tmp_path / "store")
+    package_dir = tmp_path / "store" / "tiny"
+    answers = []
+    for num_guesses in (0, 2):
+        with open_pipeline(package_dir, 33, "auto", expert_guesses=num_guesses, numerics="strict") as pipeline:
+            answers.append([pipeline.generate([[5, 6, 7]], NUM_TOKENS) for _ in range(14)])
+            counts = pipeline.last_steps[-1].experts
+        assert counts is not None
+        assert (counts.num_guessed > 0) == (num_guesses > 0)
+        assert counts.num_guessed >= counts.num_guessed_right
+        slot_bytes = plan_with(package_dir, 33).stages[0].experts
+        assert slot_bytes is not None
+        assert counts.read_bytes == (counts.num_asked - counts.num_hits) * slot_bytes.caches[0].slot_bytes
+
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("name", MODELS)
+def test_quantised_experts_that_come_one_by_one_give_what_resident_ones_give(
+    name: str, precision: str, tmp_path: Path
+) -> None:
+    architecture = "deepseek_v3" if name == "kimi_k2" else name
+    source = build_tiny_model(architecture, tmp_path / "source", seed=5, **MODELS[name])
+    (tmp_path / "store").mkdir()
+    manifest = convert_directory(source, tmp_path / "store", precision=precision)
+    package_dir = tmp_path / "store" / "tiny"
+    assert {unit.precision for unit in manifest.units if unit.expert is not None} == {precision}
+    prompts = [[5, 6, 7], [200], list(range(30, 42))]
+    resident = plan_without_measuring(
+        manifest, ((SPEC, manifest.num_layers),), resident_fraction=None, context_tokens=CONTEXT_TOKENS, num_slots=3
+    )
+    assert resident.stages[0].experts is None
+    strict = PipelineOptions(direct_io=False, numerics="strict")
+    with LocalPipeline(package_dir, resident, (SPEC,), PluginRegistry.load(), strict) as pipeline:
+        expected = pipeline.generate(prompts, NUM_TOKENS)
+
+    for num_slots in (1, 9, 33):
+        with open_pipeline(package_dir, num_slots, "auto", numerics="strict", expert_guesses=2) as pipeline:
+            assert pipeline.generate(prompts, NUM_TOKENS) == expected
+            assert [pipeline.generate([prompt], NUM_TOKENS)[0] for prompt in prompts] == expected
 
 
 def test_an_altered_expert_fails_the_step_that_asks_for_it_and_is_named(tmp_path: Path) -> None:

@@ -26,6 +26,12 @@ ARCHITECTURES = (
 )
 """GGUF architectures whose values and metadata are mapped completely, each held to the original in a test."""
 
+_OTHER_FORMS = {
+    "gpt-oss": "use the published safetensors (such as openai/gpt-oss-20b), whose MXFP4 experts can be converted; a "
+    "GGUF file keeps these blocks but not the tokenizer's rules of splitting text",
+}
+"""What to use instead, where a GGUF file lacks something."""
+
 _MODEL_TYPES = {"gemma3": "gemma3_text", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}
 """transformers' names where they differ."""
 
@@ -66,7 +72,9 @@ def config_mapping(
     if architecture not in ARCHITECTURES:
         raise UnsupportedArchitecture(
             f"GGUF architecture {architecture!r:.60} cannot be converted",
-            hint=f"these can: {', '.join(ARCHITECTURES)}; for others use the model's safetensors files",
+            hint=_OTHER_FORMS.get(
+                architecture, f"these can: {', '.join(ARCHITECTURES)}; for others use the model's safetensors files"
+            ),
         )
     if architecture == "llama" and metadata("llama.expert_count"):
         raise UnsupportedArchitecture(

@@ -70,7 +70,10 @@ def _experts_of(deployment: Deployment) -> str:
     if experts is None or not experts.policies:
         return ""
     policies = "+".join(dict.fromkeys(experts.policies))
-    return f"{percent(experts.hit_rate)} of {percent(experts.best_hit_rate)} {policies}"
+    hits = f"{percent(experts.hit_rate)} of {percent(experts.best_hit_rate)} {policies}"
+    if not any(experts.guessing_stages):
+        return hits
+    return f"{hits}, {percent(experts.guessed_rate)} ahead, {percent(experts.guess_right_rate)} right"
 
 
 def _bubbles_of(deployment: Deployment) -> str:
@@ -122,9 +125,11 @@ def command(invocation: Invocation, prefix: str, output: OutputFormat) -> None:
     host memory and on disk that is in use, HOST what the model keeps in the host memory that all devices share.
     ALL TOK/S is of all answers together in the last seconds, TOK/S what the last answers reached each, BOUND
     what the hardware allows one, SHARE how near they came. EXPERTS tells how often a routed expert was cached
-    when it was asked for, how often the best cache would have had it, and by which policy. BUBBLES tells for
-    each stage the share of the time in which it waited for the others, DRAFTS which share of the tokens that
-    were guessed ahead was right, and where guessing is off because it does not pay.
+    when it was asked for, how often the best cache would have had it, and by which policy; and where reading
+    ahead on a router's guess makes steps faster, which share of what was not cached was read ahead, and which
+    share of the guesses was right. BUBBLES tells for each stage the share of the time in which it waited for the
+    others, DRAFTS which share of the tokens that were guessed ahead was right, and where guessing is off because
+    it does not pay.
     """
     with invocation.client() as client:
         loaded = client.deployments().deployments

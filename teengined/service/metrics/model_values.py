@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from teengined.protocol.loading_messages import ExpertFigures
 from teengined.protocol.messages import Deployment
 from teengined.service.metrics.histogram import Histogram
 from teengined.service.metrics.model_meter import ModelMeter, StageTotals
@@ -51,6 +52,11 @@ class StageSum:
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole > 0 else 0.0
+
+
+def _of_experts(read: Callable[[ExpertFigures], float]) -> Callable[[ModelReading], float]:
+    """Return a reading of the expert caches; 0 where a model has none."""
+    return lambda item: 0.0 if item.deployment.experts is None else read(item.deployment.experts)
 
 
 VALUES = (
@@ -122,6 +128,30 @@ VALUES = (
         "Sequences that had to give up their KV.",
         lambda item: item.deployment.num_preempted,
         is_counter=True,
+    ),
+    Value(
+        "teengine_expert_hit_ratio",
+        "Share of the routed experts asked for that were cached; 0 where none is streamed.",
+        _of_experts(lambda experts: experts.hit_rate),
+        "ratio",
+    ),
+    Value(
+        "teengine_expert_best_hit_ratio",
+        "The same of a cache that knows the future.",
+        _of_experts(lambda experts: experts.best_hit_rate),
+        "ratio",
+    ),
+    Value(
+        "teengine_expert_guessed_ratio",
+        "Share of the experts asked for and not cached whose reads had begun on a guess.",
+        _of_experts(lambda experts: experts.guessed_rate),
+        "ratio",
+    ),
+    Value(
+        "teengine_expert_guess_right_ratio",
+        "Share of the guessed experts that were asked for.",
+        _of_experts(lambda experts: experts.guess_right_rate),
+        "ratio",
     ),
 )
 

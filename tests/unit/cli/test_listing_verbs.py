@@ -162,7 +162,15 @@ def test_ps_shows_how_often_an_expert_was_cached_and_counts_the_cache_to_the_dev
     )
     stages = (replace(DEPLOYMENT.plan.stages[0], experts=cache), *DEPLOYMENT.plan.stages[1:])
     figures = wire.ExpertFigures(
-        num_experts=8, num_slots=4, expected_hit_rate=0.5, policies=("lfu",), hit_rate=0.61, best_hit_rate=0.7
+        num_experts=8,
+        num_slots=4,
+        expected_hit_rate=0.5,
+        policies=("lfu",),
+        hit_rate=0.61,
+        best_hit_rate=0.7,
+        guessed_rate=0.4,
+        guess_right_rate=0.8,
+        guessing_stages=(False,),
     )
     routed = replace(DEPLOYMENT, plan=replace(DEPLOYMENT.plan, stages=stages), experts=figures)
     daemon.answer(wire.ListDeployments, wire.DeploymentList(deployments=(routed,)))
@@ -170,7 +178,27 @@ def test_ps_shows_how_often_an_expert_was_cached_and_counts_the_cache_to_the_dev
     _, out, _ = run(daemon, capsys, "ps")
 
     assert "61% of 70% lfu" in out
+    assert "ahead" not in out
     assert "cpu 80% disk 20%" in out
+
+
+def test_ps_tells_how_guesses_of_experts_do_where_they_are_made(daemon, capsys):
+    figures = wire.ExpertFigures(
+        num_experts=8,
+        num_slots=4,
+        expected_hit_rate=0.5,
+        policies=("lfu", "lfu"),
+        hit_rate=0.61,
+        best_hit_rate=0.7,
+        guessed_rate=0.4,
+        guess_right_rate=0.8,
+        guessing_stages=(False, True),
+    )
+    daemon.answer(wire.ListDeployments, wire.DeploymentList(deployments=(replace(DEPLOYMENT, experts=figures),)))
+
+    _, out, _ = run(daemon, capsys, "ps")
+
+    assert "61% of 70% lfu, 40% ahead, 80% right" in out
 
 
 def test_ps_leaves_out_what_was_not_measured(daemon, capsys):

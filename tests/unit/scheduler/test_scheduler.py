@@ -217,6 +217,24 @@ def test_failed_step_fails_its_sequences_and_no_others():
     assert lengths(next_run(machine)) == {2: 3}
 
 
+def test_failed_step_with_someone_to_blame_fails_those_and_runs_the_others_again():
+    machine = scheduler()
+    for sequence_id in (1, 2, 3):
+        machine.handle(submitted(sequence_id), 0.0)
+    first = next_run(machine)
+    assert lengths(first).keys() == {1, 2, 3}
+
+    failed = StepFailed(step=first.step, error=InternalError("broken"), blamed_ids=(2,))
+    ends = ends_of(machine.handle(failed, 0.1))
+
+    assert [end.sequence_id for end in ends] == [2]
+    again = next_run(machine)
+    assert lengths(again) == {1: 3, 3: 3}
+    assert all(part.start_position == 0 for part in again.parts)
+    assert set(again.closed) == {1, 2, 3}
+    assert {opened.sequence_id for opened in again.opened} == {1, 3}
+
+
 def test_blocks_of_a_failed_step_are_not_kept():
     machine = scheduler()
     machine.handle(submitted(1, prompt=tuple(range(8))), 0.0)

@@ -342,10 +342,16 @@ class Story:
             run, {part.sequence_id: self.lives[part.sequence_id].prints for part in run.parts}, fails=fails
         )
         self.check_rows(run)
-        if fails:
-            self.harmed |= {part.sequence_id for part in run.parts}
-        event: Event = StepFailed(step=run.step, error=InternalError("broken")) if fails else self.marred(completed)
-        self.in_flight.append((run, event))
+        self.in_flight.append((run, self.failure(run) if fails else self.marred(completed)))
+
+    def failure(self, run: Run) -> StepFailed:
+        """Return the failure of a step; as often as not some of its sequences are to blame, and only these."""
+        sequence_ids = [part.sequence_id for part in run.parts]
+        blamed: list[int] = []
+        if sequence_ids and self.random.random() < 0.5:
+            blamed = self.random.sample(sequence_ids, self.random.randint(1, len(sequence_ids)))
+        self.harmed |= set(blamed or sequence_ids)
+        return StepFailed(step=run.step, error=InternalError("broken"), blamed_ids=tuple(blamed))
 
     def marred(self, completed: StepCompleted) -> StepCompleted:
         """Return the answer, now and then with a fault or without a token."""

@@ -68,6 +68,25 @@ def test_rates_are_of_all_stages_together() -> None:
     assert told.best_hit_rate == pytest.approx(0.5)
 
 
+def test_guesses_are_told_as_shares_of_what_was_missed_and_of_what_was_guessed_and_not_counted_among_the_bytes() -> (
+    None
+):
+    speed = speed_with(PLANNED)
+    speed.learn((report(0, counts(0, 0, 0)),), 1)
+    before = figures(speed.experts).bytes_per_token
+    guesses = replace(
+        counts(100, 20, 0), num_guessed=50, num_guessed_right=40, wrong_guess_bytes=1 << 30, is_guessing=True
+    )
+
+    speed.learn((report(0, guesses),), 1)
+    told = figures(speed.experts)
+
+    assert told.guessed_rate == pytest.approx(0.5)
+    assert told.guess_right_rate == pytest.approx(0.8)
+    assert told.guessing_stages == (True,)
+    assert told.bytes_per_token <= before
+
+
 def test_what_is_recent_weighs_more_and_a_stage_that_was_opened_again_counts_anew() -> None:
     speed = speed_with(PLANNED)
     speed.learn((report(0, counts(1_000_000, 0, 0)),), 7)

@@ -4,7 +4,14 @@ from typing import Any, cast
 
 import pytest
 
-from teengined.core.errors import DeadlineExceeded, InternalError, MessageTooLarge, PeerLost, TeengineError
+from teengined.core.errors import (
+    DeadlineExceeded,
+    InternalError,
+    MessageTooLarge,
+    PackageCorrupt,
+    PeerLost,
+    TeengineError,
+)
 from teengined.protocol.worker_messages import SampledToken, SequencePart, StepDone
 from teengined.scheduler.events import Run, StepCompleted, StepFailed
 from teengined.service.pipeline import FinishedStep, Pipeline
@@ -110,6 +117,22 @@ def test_stage_that_knows_why_is_believed_before_its_neighbour(first: int):
         event = made.finished[0].event
         assert isinstance(event, StepFailed)
         assert isinstance(event.error, InternalError)
+
+    tell(story)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_stage_that_knows_whose_fault_it_was_is_believed_whoever_speaks_first(first: int):
+    async def story() -> None:
+        made = Story()
+        made.run(0)
+        reports = [("cpu:0", PackageCorrupt("it is damaged"), (7,)), ("cpu:1", PeerLost("nothing came"), ())]
+        for device_id, error, blamed_ids in (reports[first], reports[1 - first]):
+            made.pipeline.on_step_error(device_id, 0, error, blamed_ids)
+
+        event = made.finished[0].event
+        assert isinstance(event, StepFailed)
+        assert (type(event.error), event.blamed_ids) == (PackageCorrupt, (7,))
 
     tell(story)
 

@@ -119,6 +119,33 @@ def test_variants_that_are_not_mapped_are_refused_by_name(changes: dict[str, obj
         config_mapping(llama_fields(**changes).get, (), None)
 
 
+def write_gpt_oss(path: Path) -> Path:
+    """Write the head of a file as llama.cpp has gpt-oss, with one tensor of MXFP4 experts."""
+    writer = gguf.GGUFWriter(path, "gpt-oss")
+    stated = {"block_count": 1, "context_length": 131072, "embedding_length": 64, "feed_forward_length": 64}
+    heads = {"attention.head_count": 2, "attention.head_count_kv": 1, "expert_count": 4, "expert_used_count": 2}
+    for key, value in {**stated, **heads}.items():
+        writer.add_uint32(f"gpt-oss.{key}", value)
+    writer.add_string("gpt-oss.rope.scaling.type", "yarn")
+    kind = gguf.GGMLQuantizationType.MXFP4
+    blocks = gguf.quantize(np.ones((4, 64, 64), dtype=np.float32), kind)
+    writer.add_tensor("blk.0.ffn_gate_exps.weight", blocks, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_gpt_oss_is_refused_by_name_and_told_what_can_be_converted(tmp_path: Path) -> None:
+    checkpoint = GgufCheckpoint(write_gpt_oss(tmp_path / "model.gguf"))
+
+    with pytest.raises(UnsupportedArchitecture, match="GGUF architecture 'gpt-oss' cannot be converted") as refused:
+        checkpoint.tensors()
+
+    assert "published safetensors (such as openai/gpt-oss-20b)" in refused.value.hint
+
+
 def test_a_tensor_without_counterpart_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     writer = gguf.GGUFWriter(path, "llama")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from teengined.weights.belady import BeladyBound
-from teengined.weights.expert_policies import POLICIES, ExpertKey
+from teengined.weights.eviction_policy import ExpertKey
+from teengined.weights.expert_policies import POLICIES
 from teengined.weights.expert_slots import ExpertSlots
 
 Trace = list[list[ExpertKey]]

@@ -89,7 +89,7 @@ def expert_bytes(package):
 
 
 @pytest.mark.parametrize("num_slots", [1, 2, 3, 5, 17])
-@pytest.mark.parametrize("policy", ["lru", "lfu", "pinned", "auto"])
+@pytest.mark.parametrize("policy", ["lru", "lfu", "pinned", "sticky", "auto"])
 @pytest.mark.parametrize("in_order", [False, True])
 def test_every_request_gives_the_stored_tensors(package, device, num_slots, policy, in_order):
     weights = open_weights(package, device, num_slots=num_slots, policy=policy)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from teengined.weights.expert_policies import ExpertKey
+from teengined.weights.eviction_policy import ExpertKey
 from teengined.weights.expert_slots import ExpertSlots
 from teengined.weights.policy_choice import PolicyChoice
 
@@ -42,7 +42,7 @@ def test_frequency_decides_where_layers_go_round() -> None:
     assert choice.name in ("lfu", "pinned")
 
 
-@pytest.mark.parametrize("policy", ["lru", "lfu", "pinned"])
+@pytest.mark.parametrize("policy", ["lru", "lfu", "pinned", "sticky"])
 def test_a_named_policy_is_never_left_and_its_simulation_is_the_cache_itself(policy: str) -> None:
     choice = PolicyChoice(policy, 7, num_layers=1)
 
