@@ -218,8 +218,11 @@ static inline void write_results(const products_t *all, int64_t row, int64_t out
     store16(all->y, all->x.dtype, row * all->num_outputs + output, total, mask);
 }
 
+/* Of a tile of digit rows: a vector for each tile of weight rows. */
+typedef __m512i sums_t[MAX_BLOCK_O / WIDE_O];
+
 typedef struct {
-    __m512i sums[PASS_R][MAX_BLOCK_O / WIDE_O]; /* of each tile of digit rows, and of weight rows */
+    sums_t sums[PASS_R]; /* of each tile */
     uint8_t decoded[MAX_BLOCK_O * DECODED_I] __attribute__((aligned(64)));
 } work_t;
 
@@ -235,11 +238,11 @@ static inline __m512i collected(const __m512i *sums, int64_t row, int tile_outpu
 }
 
 static void finish(const products_t *all, const tiles_t *tiles, int64_t first, int64_t last, int64_t output,
-                   int64_t end, const work_t *work) {
+                   int64_t end, const sums_t *all_sums) {
     const int64_t num_digits = all->x.num_digits;
     for (int64_t row = first; row < last; row++) {
         const int64_t digit_row = (row - first) * num_digits;
-        const __m512i *sums = work->sums[digit_row / tiles->tile_rows];
+        const __m512i *sums = all_sums[digit_row / tiles->tile_rows];
         for (int64_t o = output; o < end; o += 16, sums += 16 / tiles->tile_outputs) {
             __m512i found[MOST_DIGITS];
             for (int64_t g = 0; g < num_digits; g++)
@@ -295,7 +298,7 @@ static void block_of(const products_t *all, const shape_t *shape, int64_t first,
                 [t < fetch.num_tiles ? lines : 0](&strip, &fetch);
         }
     }
-    finish(all, &shape->tiles, first, last, output, end, &work);
+    finish(all, &shape->tiles, first, last, output, end, work.sums);
 }
 
 /* Multiplies every row; called by all threads of a parallel region, once the digits are there. */

@@ -30,113 +30,125 @@ static inline int64_t place_of(int64_t i) {
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512F__)
 #include "digits.h"
 
-/* Outputs whose codes are looked up together for one activation row, and those whose results are written together. */
-enum { TILE_O = 8, ROUND_O = 16 };
+/* Outputs whose results are written together, and how many outputs ahead codes are fetched. */
+enum { ROUND_O = 16, AHEAD_O = 8 };
 
 /* Bytes of one digit row, and of its sum. */
 int64_t te_int4_stride(int64_t num_inputs) { return padded(num_inputs) + STEP_I; }
 
-/* Four books side by side: those of every other group from `books` on. */
-static inline __m512i tables_of(const uint8_t *tables, const uint8_t *books, int64_t num_lanes) {
-#define BOOK(lane) _mm_load_si128((const __m128i *)(tables + 16 * (int64_t)books[2 * (lane)]))
-    __m512i found = _mm512_zextsi128_si512(BOOK(0));
-    if (num_lanes > 1) found = _mm512_mask_broadcast_i32x4(found, 0x00f0, BOOK(1));
-    if (num_lanes > 2) found = _mm512_mask_broadcast_i32x4(found, 0x0f00, BOOK(2));
-    if (num_lanes > 3) found = _mm512_mask_broadcast_i32x4(found, 0xf000, BOOK(3));
+/* Four books side by side, whose places in the tables are 16 times every other byte of `places`, from bit 4 on. */
+static inline __attribute__((always_inline)) __m512i four_books(const uint8_t *tables, uint64_t places) {
+#define BOOK(lane) _mm_load_si128((const __m128i *)(tables + (places >> (16 * (lane)) & 0xff0)))
+    __m512i found = _mm512_castsi128_si512(BOOK(0));
+    found = _mm512_mask_broadcast_i32x4(found, 0x00f0, BOOK(1));
+    found = _mm512_mask_broadcast_i32x4(found, 0x0f00, BOOK(2));
+    return _mm512_mask_broadcast_i32x4(found, 0xf000, BOOK(3));
 #undef BOOK
-    return found;
 }
 
-/* The weights of one block of inputs: of the low halves, and of the high ones. Zeros beyond the last lane. */
+/* The weights, plus 128, of one block of inputs: of the low halves, and of the high ones. */
 static inline __attribute__((always_inline)) void look_up(const uint8_t *tables, const uint8_t *codes,
-                                                          const uint8_t *books, int64_t num_lanes, __m512i *low,
-                                                          __m512i *high) {
-    const __mmask64 mask = num_lanes >= 4 ? ~0ULL : (1ULL << 16 * num_lanes) - 1;
-    const __m512i half = _mm512_set1_epi8(15);
-    const __m512i packed = num_lanes >= 4 ? _mm512_loadu_si512(codes) : _mm512_maskz_loadu_epi8(mask, codes);
-    *low = _mm512_shuffle_epi8(tables_of(tables, books, num_lanes), _mm512_and_si512(packed, half));
-    *high = _mm512_shuffle_epi8(tables_of(tables, books + 1, num_lanes),
-                                _mm512_and_si512(_mm512_srli_epi16(packed, 4), half));
+                                                          const uint8_t *books, __m512i *low, __m512i *high) {
+    const __m512i packed = _mm512_loadu_si512(codes), half = _mm512_set1_epi8(15);
+    uint64_t places;
+    memcpy(&places, books, 8);
+    *low = _mm512_shuffle_epi8(four_books(tables, places << 4), _mm512_and_si512(packed, half));
+    *high = _mm512_shuffle_epi8(four_books(tables, places >> 4), _mm512_and_si512(_mm512_srli_epi16(packed, 4), half));
 }
 
-static int64_t lanes_at(int64_t num_inputs, int64_t column) {
-    return num_inputs - column >= BLOCK_I ? BLOCK_I / LANE_I : (num_inputs - column) / LANE_I;
+/* Writes the weights of the last block of a row, which has less than BLOCK_I inputs; what lies behind them meets zeros. */
+static void look_up_rest(const te_int4_linear *call, int64_t output, int64_t column, uint8_t *target) {
+    const int64_t num_inputs = call->num_inputs, num_lanes = (num_inputs - column) / LANE_I;
+    uint8_t codes[BLOCK_I / 2] = {0}, books[BLOCK_I / GROUP_I] = {0};
+    memcpy(codes, call->codes + (output * num_inputs + column) / 2, (size_t)num_lanes * LANE_I / 2);
+    memcpy(books, call->books + (output * num_inputs + column) / GROUP_I, (size_t)num_lanes * LANE_I / GROUP_I);
+    __m512i low, high;
+    look_up(call->tables, codes, books, &low, &high);
+    _mm512_storeu_si512(target, low);
+    _mm512_storeu_si512(target + BLOCK_I / 2, high);
 }
 
 /* Writes columns of a weight row, plus 128, in the order of the digits. */
 static void decode(const void *of, int64_t output, int64_t column, int64_t width, uint8_t *target) {
     const te_int4_linear *call = of;
-    const int64_t num_inputs = call->num_inputs;
-    const uint8_t *codes = call->codes + output * num_inputs / 2, *books = call->books + output * num_inputs / GROUP_I;
-    _mm_prefetch((const char *)books + (column + MAX_BLOCK_O * num_inputs) / GROUP_I, _MM_HINT_T1);
-    for (int64_t i = column; i < column + width; i += BLOCK_I, target += BLOCK_I) {
+    const uint8_t *tables = call->tables;
+    const int64_t start = output * call->num_inputs + column, whole = call->num_inputs - column;
+    const int64_t num_whole = (width < whole ? width : whole) / BLOCK_I * BLOCK_I;
+    const uint8_t *codes = call->codes + start / 2, *books = call->books + start / GROUP_I;
+    _mm_prefetch((const char *)books + MAX_BLOCK_O * call->num_inputs / GROUP_I, _MM_HINT_T1);
+    for (int64_t i = 0; i < num_whole; i += BLOCK_I) {
         __m512i low, high;
-        const int64_t num_lanes = lanes_at(num_inputs, i);
-        if (num_lanes == 4) look_up(call->tables, codes + i / 2, books + i / GROUP_I, 4, &low, &high);
-        else look_up(call->tables, codes + i / 2, books + i / GROUP_I, num_lanes, &low, &high);
-        _mm512_store_si512(target, low);
-        _mm512_store_si512(target + BLOCK_I / 2, high);
+        look_up(tables, codes + i / 2, books + i / GROUP_I, &low, &high);
+        _mm512_store_si512(target + i, low);
+        _mm512_store_si512(target + i + BLOCK_I / 2, high);
     }
+    if (num_whole < width) look_up_rest(call, output, column + num_whole, target + num_whole);
 }
 
-/* Writes, for each digit g, to half g * ROUND_O / TILE_O of the sums the products of one row's digits with TILE_O weight rows, from `output` on; beyond the
-   last it repeats that. Fetches the codes of the rows behind them, as they lie in memory. */
-static inline __attribute__((always_inline)) void multiply_row(const int num_digits, const te_int4_linear *call,
-                                                               const uint8_t *x, int64_t output, __m256i *sums) {
-    const int64_t num_inputs = call->num_inputs;
-    const uint8_t *next = call->codes + (output + TILE_O) * num_inputs / 2;
-    const uint8_t *next_books = call->books + (output + TILE_O) * num_inputs / GROUP_I;
-    const uint8_t *codes[TILE_O], *books[TILE_O];
-    __m512i found[MOST_DIGITS + 1][TILE_O];
-    for (int o = 0; o < TILE_O; o++) {
+/* Returns the products of a tile of `num_rows` digit rows with `num_outputs` weight rows from `output` on, as a strip
+   does (digits.h); beyond the last it repeats that. Codes are used as soon as they are looked up, and further ones are
+   fetched as they lie in memory. */
+static inline __attribute__((always_inline)) __m512i multiply_codes(const int num_outputs, const int num_rows,
+                                                                    const te_int4_linear *call, int64_t output) {
+    const int64_t num_inputs = call->num_inputs, num_whole = num_inputs / BLOCK_I * BLOCK_I;
+    const uint8_t *tables = call->tables, *x = call->digits, *codes[THIN_O], *books[THIN_O];
+    const char *next = (const char *)call->codes + (output + AHEAD_O) * num_inputs / 2;
+    const char *next_books = (const char *)call->books + (output + AHEAD_O) * num_inputs / GROUP_I;
+    uint8_t rest[THIN_O][BLOCK_I];
+    __m512i sums[TILE_SUMS];
+    UNROLLED for (int j = 0; j < TILE_SUMS; j++) sums[j] = _mm512_setzero_si512();
+    UNROLLED for (int o = 0; o < num_outputs; o++) {
         const int64_t row = output + o < call->num_outputs ? output + o : call->num_outputs - 1;
         codes[o] = call->codes + row * num_inputs / 2;
         books[o] = call->books + row * num_inputs / GROUP_I;
+        if (num_whole < num_inputs) look_up_rest(call, row, num_whole, rest[o]);
     }
-    UNROLLED for (int g = 0; g <= MOST_DIGITS; g++)
-        UNROLLED for (int o = 0; o < TILE_O; o++) found[g][o] = _mm512_setzero_si512();
-    for (int64_t i = 0; i < num_inputs; i += BLOCK_I) {
-        const int64_t num_lanes = lanes_at(num_inputs, i);
-        _mm_prefetch((const char *)next_books + i / BLOCK_I * 64, _MM_HINT_T0);
-        UNROLLED for (int o = 0; o < TILE_O; o++) {
+#define PLACE(r, o) (((num_outputs * (r) + (o)) & 3) * 4 + ((num_outputs * (r) + (o)) >> 2))
+#define ADD_BLOCK(o, low, high)                                                                                     \
+    UNROLLED for (int r = 0; r < num_rows; r++) {                                                                   \
+        add_products_of(&sums[PLACE(r, o)], low, _mm512_load_si512(x + r * STEP_I));                                \
+        add_products_of(&sums[PLACE(r, o)], high, _mm512_load_si512(x + (num_rows + r) * STEP_I));                  \
+    }
+    for (int64_t i = 0; i < num_whole; i += BLOCK_I, x += num_rows * BLOCK_I) {
+        _mm_prefetch(next_books, _MM_HINT_T0);
+        UNROLLED for (int o = 0; o < num_outputs; o++) {
             __m512i low, high;
-            if (num_lanes == 4) look_up(call->tables, codes[o] + i / 2, books[o] + i / GROUP_I, 4, &low, &high);
-            else look_up(call->tables, codes[o] + i / 2, books[o] + i / GROUP_I, num_lanes, &low, &high);
-            _mm_prefetch((const char *)next + (i / BLOCK_I * TILE_O + o) * 64, _MM_HINT_T0);
-            UNROLLED for (int g = 0; g < num_digits; g++) {
-                const uint8_t *digits = x + i * num_digits + g * STEP_I;
-                add_products_of(&found[g][o], low, _mm512_loadu_si512(digits));
-                add_products_of(&found[g][o], high, _mm512_loadu_si512(digits + num_digits * STEP_I));
-            }
+            look_up(tables, codes[o] + i / 2, books[o] + i / GROUP_I, &low, &high);
+            _mm_prefetch(next + o * BLOCK_I / 2, _MM_HINT_T0);
+            ADD_BLOCK(o, low, high)
         }
+        next += num_outputs * BLOCK_I / 2;
+        next_books += num_outputs * BLOCK_I / GROUP_I;
     }
-    for (int g = 0; g < num_digits; g += 2) {
-        __m512i placed[2 * TILE_O];
-        UNROLLED for (int j = 0; j < 2 * TILE_O; j++) placed[(j & 3) * 4 + (j >> 2)] = found[g + j / TILE_O][j % TILE_O];
-        const __m512i both = lane_sums16(placed);
-        sums[g * ROUND_O / TILE_O] = _mm512_castsi512_si256(both);
-        if (g + 1 < num_digits) sums[(g + 1) * ROUND_O / TILE_O] = _mm512_extracti64x4_epi64(both, 1);
-    }
+    if (num_whole < num_inputs)
+        UNROLLED for (int o = 0; o < num_outputs; o++) {
+            ADD_BLOCK(o, _mm512_loadu_si512(rest[o]), _mm512_loadu_si512(rest[o] + BLOCK_I / 2))
+        }
+#undef ADD_BLOCK
+#undef PLACE
+    return lane_sums16(sums);
 }
 
-/* Each number of digits as a function of its own: a compiler that sees them in one runs out of registers. */
-#define ROW(n)                                                                                                       \
-    static __attribute__((noinline)) void multiply_row_##n(const te_int4_linear *call, const uint8_t *x,             \
-                                                           int64_t output, __m256i *sums) {                          \
-        multiply_row(n, call, x, output, sums);                                                                      \
+/* Each shape as a function of its own: a compiler that sees several in one runs out of registers. */
+typedef __m512i (*multiply_codes_t)(const te_int4_linear *, int64_t);
+#define CODES(o, r)                                                                                           \
+    static __attribute__((noinline)) __m512i multiply_codes_##o##_##r(const te_int4_linear *call, int64_t output) { \
+        return multiply_codes(o, r, call, output);                                                            \
     }
-ROW(1) ROW(2) ROW(3)
+CODES(4, 1) CODES(4, 2) CODES(4, 3) CODES(4, 4) CODES(2, 5) CODES(2, 6) CODES(2, 7) CODES(2, 8)
+static const multiply_codes_t code_tiles[WIDE_R] = {multiply_codes_4_1, multiply_codes_4_2, multiply_codes_4_3,
+                                                    multiply_codes_4_4, multiply_codes_2_5, multiply_codes_2_6,
+                                                    multiply_codes_2_7, multiply_codes_2_8};
 
-/* Multiplies a single row, whose weights are used as soon as they are looked up. */
-static void multiply_alone(const te_int4_linear *call, const products_t *all) {
+/* Multiplies the rows of a single tile. */
+static void multiply_tile(const te_int4_linear *call, const products_t *all, const tiles_t *tiles) {
 #pragma omp for schedule(static)
     for (int64_t output = 0; output < call->num_outputs; output += ROUND_O) {
-        __m512i sums[MOST_DIGITS];
+        sums_t sums;
         const int64_t end = output + ROUND_O < call->num_outputs ? output + ROUND_O : call->num_outputs;
-        for (int64_t o = output; o < end; o += TILE_O)
-            (call->num_digits == 1 ? multiply_row_1 : call->num_digits == 2 ? multiply_row_2 : multiply_row_3)(
-                call, all->x.digits, o, (__m256i *)sums + (o - output) / TILE_O);
-        write_results(all, 0, output, end, sums);
+        for (int64_t o = output; o < end; o += tiles->tile_outputs)
+            sums[(o - output) / tiles->tile_outputs] = code_tiles[tiles->tile_rows - 1](call, o);
+        finish(all, tiles, 0, call->num_rows, output, end, (const sums_t *)&sums);
     }
 }
 
@@ -147,11 +159,12 @@ void te_int4_linear_run(const te_int4_linear *call) {
               .dtype = call->dtype, .width = padded(call->num_inputs)},
         .weight = call->codes, .scale = call->scale, .y = call->y, .decode = decode, .call = call,
         .row_bytes = call->num_inputs / 2, .num_outputs = call->num_outputs, .num_threads = call->num_threads};
+    const tiles_t tiles = tiles_of(call->num_rows, call->num_digits);
 #pragma omp parallel num_threads((int)call->num_threads)
     {
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < call->num_rows; row++) split_row(&all.x, row);
-        if (call->num_rows == 1) multiply_alone(call, &all);
+        if (tiles.num_tiles == 1) multiply_tile(call, &all, &tiles);
         else multiply_digits(&all);
     }
 }
