@@ -2,8 +2,8 @@
 
 A step's time grows with its rows, and everyone in it waits for it. Beside decoding sequences a step may take `stretch`
 times as long as one that only decodes; how many prompt tokens that is depends on the model, the device, and on what is
-streamed. So the time of a step by its number of rows is learned from all steps, whatever their rows were. Where more
-prompts wait than sequences decode, the few give way to the many: prompts get as many times more as they are more.
+streamed. So the time of a step by its number of rows is learned from all steps, whatever their rows were. Where many
+prompts wait and few sequences decode, the few give way to the many: who waits has nothing yet to read.
 """
 
 from collections.abc import Iterator
@@ -16,6 +16,8 @@ __all__ = ["Pacer"]
 _LEAST_TOKENS = 8
 # Where nothing was measured yet.
 _FIRST_TOKENS = 64
+# A prompt that waits counts as so many sequences that decode.
+_EAGERNESS = 2.0
 _NEWEST = 0.2
 # One odd step counts as no more than this many times what was expected, nor as less than its inverse.
 _MOST_SURPRISE = 2.0
@@ -41,7 +43,7 @@ class Pacer:
         if num_decoding == 0 or self.stretch <= 0:
             return left
         beside = self._rows_within(self.stretch * self._seconds_of(num_decoding)) - num_decoding
-        share = (beside if self._means else _FIRST_TOKENS) * max(1.0, num_prompts / num_decoding)
+        share = (beside if self._means else _FIRST_TOKENS) * max(1.0, _EAGERNESS * num_prompts / num_decoding)
         return max(0, min(left, max(_LEAST_TOKENS, round(share))))
 
     def learn(self, num_decoding: int, num_prompt_tokens: int, seconds: float) -> None:
