@@ -16,7 +16,7 @@ __all__ = ["Pacer"]
 _LEAST_TOKENS = 8
 # Where nothing was measured yet.
 _FIRST_TOKENS = 64
-# A prompt that waits counts as so many sequences that decode.
+# A prompt that waits behind another counts as so many sequences that decode.
 _EAGERNESS = 2.0
 _NEWEST = 0.2
 # One odd step counts as no more than this many times what was expected, nor as less than its inverse.
@@ -43,7 +43,7 @@ class Pacer:
         if num_decoding == 0 or self.stretch <= 0:
             return left
         beside = self._rows_within(self.stretch * self._seconds_of(num_decoding)) - num_decoding
-        share = (beside if self._means else _FIRST_TOKENS) * max(1.0, _EAGERNESS * num_prompts / num_decoding)
+        share = (beside if self._means else _FIRST_TOKENS) * max(1.0, _EAGERNESS * (num_prompts - 1) / num_decoding)
         return max(0, min(left, max(_LEAST_TOKENS, round(share))))
 
     def learn(self, num_decoding: int, num_prompt_tokens: int, seconds: float) -> None:
