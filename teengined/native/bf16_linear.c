@@ -4,10 +4,10 @@
    - A thread reads its part of the weight from front to back: while a block of rows is multiplied, the next one is
      fetched, line after line as it lies in memory, into the second-level cache. Memory gives twice as much to one
      such walk as to several at once.
-   - Activations are laid out anew, four rows beside each other, and a chunk of columns of all of them stays in the
+   - Activations are laid out anew, some rows beside each other, and a chunk of columns of all of them stays in the
      first-level cache while a block of weight rows passes. What is fetched and what misses the cache share the same
      few slots, so a miss here would hold up the fetching.
-   An int8 weight becomes bf16, which holds every such number exactly, four rows and a chunk of columns at a time; so
+   An int8 weight becomes bf16, which holds every such number exactly, some rows and a chunk of columns at a time; so
    do codes, whose books hold such numbers plus 128.
 
    Sixteen partial sums of pairs of neighbours run along a chunk and are added up at its end, and so are the chunks, in
@@ -20,9 +20,11 @@
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512F__)
 #include "lanes.h"
 
-/* Weight rows and activation rows of one register tile; columns of one step along it; rows for which a weight is read
-   once; the longest chunk and the largest block of weight rows. */
-enum { TILE_O = 4, TILE_R = 4, STEP_I = 32, PASS_R = 64, MAX_CHUNK_I = 2048, MAX_BLOCK_O = 64 };
+/* Weight rows and activation rows of one register tile: of few rows, and of more. */
+enum { THIN_O = 4, THIN_R = 4, WIDE_O = 2, WIDE_R = 8, TILE_SUMS = 16 };
+/* Columns of one step along a tile; rows for which a weight is read once; the largest block of weight rows, and of such
+   as are decoded; numbers that are decoded at once. */
+enum { STEP_I = 32, PASS_R = 64, MAX_BLOCK_O = 64, MAX_DECODED_O = 16, DECODED = 1 << 14 };
 /* Bytes of a block of weight rows, so that this one and the next fit the second-level cache. */
 enum { BLOCK_BYTES = 1 << 18 };
 /* Inputs of one book. */
@@ -36,41 +38,73 @@ typedef struct {
 
 static inline __m512bh pairs(const uint16_t *x) { return (__m512bh)_mm512_loadu_si512(x); }
 
-/* Returns the products of `num_rows` rows of a packed tile with TILE_O weight rows over `width` columns: element
-   TILE_R * output + row. */
-static inline __attribute__((always_inline)) __m512 tile_of(const int num_rows, const int lines, const uint16_t *x,
-                                                            const uint16_t *const *w, int64_t width, fetch_t *fetch) {
-    __m512 sums[TILE_R * TILE_O];
-    for (int j = 0; j < TILE_R * TILE_O; j++) sums[j] = _mm512_setzero_ps();
-    const char *next = fetch->next;
-    for (int64_t i = 0; i < width; i += STEP_I) {
-        __m512bh weights[TILE_O];
-        for (int o = 0; o < TILE_O; o++) weights[o] = pairs(w[o] + i);
-        for (int r = 0; r < num_rows; r++) {
-            const __m512bh row = pairs(x + i * TILE_R + r * STEP_I);
-            for (int o = 0; o < TILE_O; o++)
-                sums[r * TILE_O + o] = _mm512_dpbf16_ps(sums[r * TILE_O + o], row, weights[o]);
-        }
-        for (int line = 0; line < lines; line++) _mm_prefetch(next + 64 * line, _MM_HINT_T1);
-        next += 64 * lines;
-    }
-    fetch->next = next;
-    return sums16(sums);
+/* As an instruction, since a compiler that sees the function copies every sum from one register to another. */
+static inline __attribute__((always_inline)) void add_products_of(__m512 *sum, __m512bh row, __m512bh weights) {
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(*sum) : "v"(row), "v"(weights));
 }
 
-static inline __m512 tile(int num_rows, int lines, const uint16_t *x, const uint16_t *const *w, int64_t width,
-                          fetch_t *fetch) {
-#define LINES(n, k) \
-    case k: return tile_of(n, k, x, w, width, fetch);
-#define ROWS(n) \
-    case n:     \
-        switch (lines) { LINES(n, 0) LINES(n, 1) LINES(n, 2) default: return tile_of(n, 4, x, w, width, fetch); }
-    switch (num_rows) { ROWS(1) ROWS(2) ROWS(3) }
-    switch (lines) { LINES(4, 0) LINES(4, 1) LINES(4, 2) }
-    return tile_of(4, 4, x, w, width, fetch);
-#undef ROWS
-#undef LINES
+/* What a tile of packed rows is multiplied with, and where the sums go: a vector for each tile of weight rows. */
+typedef struct {
+    const uint16_t *x, *w;
+    int64_t w_stride, num_weight_rows, width;
+    __m512 *sums;
+    int is_first; /* of the chunks: nothing to add to */
+} strip_t;
+
+/* Multiplies `num_rows` rows with weight rows, num_outputs at a time. Sum (row, output) is element num_outputs * row +
+   output. A tile is packed with TILE_SUMS / num_outputs rows. */
+static inline __attribute__((always_inline)) void strip_of(const int num_outputs, const int num_rows, const int lines,
+                                                           const strip_t *strip, fetch_t *fetch) {
+    const int tile_rows = TILE_SUMS / num_outputs;
+    const int64_t width = strip->width, num_weight_rows = strip->num_weight_rows;
+    const char *next = fetch->next;
+    /* The vector that becomes the element of a sum. */
+#define PLACE(r, o) (((num_outputs * (r) + (o)) & 3) * 4 + ((num_outputs * (r) + (o)) >> 2))
+    for (int64_t first = 0; first < num_weight_rows; first += num_outputs) {
+        const uint16_t *x = strip->x, *w[THIN_O];
+        UNROLLED for (int o = 0; o < num_outputs; o++)
+            w[o] = strip->w + (first + o < num_weight_rows ? first + o : num_weight_rows - 1) * strip->w_stride;
+        __m512 sums[TILE_SUMS];
+        UNROLLED for (int j = 0; j < TILE_SUMS; j++) sums[j] = _mm512_setzero_ps();
+        for (int64_t i = 0; i < width; i += STEP_I) {
+            __m512bh weights[THIN_O];
+            UNROLLED for (int o = 0; o < num_outputs; o++) weights[o] = pairs(w[o] + i);
+            UNROLLED for (int r = 0; r < num_rows; r++) {
+                const __m512bh row = pairs(x + r * STEP_I);
+                UNROLLED for (int o = 0; o < num_outputs; o++) add_products_of(&sums[PLACE(r, o)], row, weights[o]);
+            }
+            x += tile_rows * STEP_I;
+            UNROLLED for (int line = 0; line < lines; line++) _mm_prefetch(next + 64 * line, _MM_HINT_T1);
+            next += 64 * lines;
+        }
+        __m512 *target = strip->sums + first / num_outputs;
+        const __m512 found = sums16(sums);
+        *target = strip->is_first ? found : _mm512_add_ps(*target, found);
+    }
+#undef PLACE
+    fetch->next = next;
 }
+
+/* Each shape as a function of its own: a compiler that sees several in one runs out of registers. */
+typedef void (*run_strip_t)(const strip_t *, fetch_t *);
+#define STRIP(o, r, lines)                                                                                     \
+    static __attribute__((noinline)) void strip_##o##_##r##_##lines(const strip_t *strip, fetch_t *fetch) { \
+        strip_of(o, r, lines, strip, fetch);                                                                   \
+    }
+#define STRIPS(o, r) STRIP(o, r, 0) STRIP(o, r, 1) STRIP(o, r, 2) STRIP(o, r, 4)
+STRIPS(4, 1) STRIPS(4, 2) STRIPS(4, 3) STRIPS(4, 4)
+STRIPS(2, 1) STRIPS(2, 2) STRIPS(2, 3) STRIPS(2, 4) STRIPS(2, 5) STRIPS(2, 6) STRIPS(2, 7) STRIPS(2, 8)
+#define NAMED(o, r) {strip_##o##_##r##_0, strip_##o##_##r##_1, strip_##o##_##r##_2, strip_##o##_##r##_4}
+static const run_strip_t thin_strips[THIN_R][4] = {NAMED(4, 1), NAMED(4, 2), NAMED(4, 3), NAMED(4, 4)};
+static const run_strip_t wide_strips[WIDE_R][4] = {NAMED(2, 1), NAMED(2, 2), NAMED(2, 3), NAMED(2, 4),
+                                                   NAMED(2, 5), NAMED(2, 6), NAMED(2, 7), NAMED(2, 8)};
+
+/* Whether weight rows are multiplied as they are stored. */
+static int is_direct(const te_bf16_linear *call) { return call->weight_dtype == TE_BF16 && call->num_inputs % STEP_I == 0; }
+
+static int tile_outputs(const te_bf16_linear *call) { return call->num_rows <= THIN_R ? THIN_O : WIDE_O; }
+
+static int tile_rows(const te_bf16_linear *call) { return TILE_SUMS / tile_outputs(call); }
 
 /* Lays the rows of one tile out step by step: STEP_I columns of each of its rows, zeros where there are no more. */
 static void pack_tile(const te_bf16_linear *call, int64_t first, int64_t last, int64_t width, uint16_t *packed) {
@@ -78,7 +112,7 @@ static void pack_tile(const te_bf16_linear *call, int64_t first, int64_t last, i
         const int64_t left = call->num_inputs - i;
         const __mmask32 mask = left >= STEP_I ? ~0U : ~0U >> (STEP_I - left);
         for (int64_t r = first; r < last; r++)
-            _mm512_storeu_si512(packed + i * TILE_R + (r - first) * STEP_I,
+            _mm512_storeu_si512(packed + i * tile_rows(call) + (r - first) * STEP_I,
                                 _mm512_maskz_loadu_epi16(mask, call->x + r * call->x_stride + i));
     }
 }
@@ -119,90 +153,108 @@ static void decode(const te_bf16_linear *call, int64_t output, int64_t column, i
     }
 }
 
-/* Writes one tile's results: `sums` as `tile_of` returns them. */
-static void finish(const te_bf16_linear *call, int64_t row, int num_rows, int64_t output, int num_outputs, __m512 sums) {
-    float values[TILE_R * TILE_O];
-    _mm512_storeu_ps(values, sums);
-    for (int r = 0; r < num_rows; r++)
-        for (int o = 0; o < num_outputs; o++) {
-            const float value = values[o * TILE_R + r];
-            store(call->y, TE_BF16, (row + r) * call->num_outputs + output + o,
-                  call->scale ? value * call->scale[output + o] : value);
-        }
-}
-
 /* How the lines of one weight block are spread over the tiles that multiply the block before it. */
 static fetch_t fetching(const te_bf16_linear *call, const char *next, int num_tiles) {
-    const int all = call->weight_dtype == TE_BF16 ? 4 : call->weight_dtype == TE_I8 ? 2 : 1; /* each step, TILE_O rows */
-    const int share = num_tiles >= all ? all : num_tiles >= 2 ? 2 : 1; /* of the tiles fetch */
+    const int eighths = call->weight_dtype == TE_BF16 ? 8 : call->weight_dtype == TE_I8 ? 4 : 2; /* of a weight row's step */
+    const int all = eighths * tile_outputs(call) / 8 > 1 ? eighths * tile_outputs(call) / 8 : 1;
+    const int share = num_tiles >= all ? all : num_tiles >= 2 && all >= 2 ? 2 : 1; /* of the tiles fetch */
     return (fetch_t){next, next ? all / share : 0, share};
+}
+
+typedef struct {
+    __m512 sums[PASS_R / THIN_R][MAX_BLOCK_O / WIDE_O]; /* of each tile of rows, and of weight rows */
+    uint16_t decoded[DECODED] __attribute__((aligned(64)));
+} work_t;
+
+/* Collects the sums of one row of a tile for sixteen outputs, of which each vector holds a few. */
+static inline __m512 collected(const __m512 *sums, int64_t row, int outputs) {
+    if (outputs == WIDE_O) {
+        const double *pair = (const double *)sums + row;
+        return (__m512)_mm512_set_pd(pair[56], pair[48], pair[40], pair[32], pair[24], pair[16], pair[8], pair[0]);
+    }
+    const __m128 *four = (const __m128 *)sums + row;
+    const __m256 low = _mm256_set_m128(four[4], four[0]), high = _mm256_set_m128(four[12], four[8]);
+    return _mm512_castpd_ps(_mm512_insertf64x4(_mm512_castps_pd(_mm512_castps256_ps512(low)), _mm256_castps_pd(high), 1));
+}
+
+static void finish(const te_bf16_linear *call, int64_t first, int64_t last, int64_t output, int64_t end, const work_t *work) {
+    const int outputs = tile_outputs(call), rows = tile_rows(call);
+    for (int64_t row = first; row < last; row++) {
+        const __m512 *sums = work->sums[(row - first) / rows];
+        for (int64_t o = output; o < end; o += 16, sums += 16 / outputs) {
+            const __mmask16 mask = mask16(end - o);
+            __m512 value = collected(sums, (row - first) % rows, outputs);
+            if (call->scale) value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(mask, call->scale + o));
+            store16(call->y, TE_BF16, row * call->num_outputs + o, value, mask);
+        }
+    }
+}
+
+/* Puts columns of the weight rows [output, end) as bf16 in whole steps: as they are stored, where they are so. */
+static inline void place_weights(const te_bf16_linear *call, int64_t output, int64_t end, int64_t column, int64_t width,
+                                 strip_t *strip, uint16_t *decoded) {
+    strip->w = (const uint16_t *)call->weight + output * call->num_inputs + column;
+    strip->w_stride = call->num_inputs;
+    if (is_direct(call)) return;
+    for (int64_t row = output; row < end; row++)
+        decode(call, row, column, width, decoded + (row - output) * strip->width);
+    strip->w = decoded;
+    strip->w_stride = strip->width;
 }
 
 /* Multiplies the block of weight rows [output, end) with the packed rows [first, last). */
 static void block_of(const te_bf16_linear *call, const uint16_t *packed, int64_t width, int64_t first, int64_t last,
                      int64_t output, int64_t end) {
-    __m512 sums[PASS_R / TILE_R][MAX_BLOCK_O / TILE_O];
-    uint16_t decoded[TILE_O][MAX_CHUNK_I];
-    const int num_tiles = (int)((last - first + TILE_R - 1) / TILE_R);
-    const int64_t num_inputs = call->num_inputs;
+    work_t work;
+    const int64_t most = tile_rows(call), num_inputs = call->num_inputs;
+    const int num_tiles = (int)((last - first + most - 1) / most);
     const char *weight = call->weight;
     fetch_t fetch = fetching(call, end < call->num_outputs ? weight + end * row_bytes(call) : NULL, num_tiles);
-    const int lines = fetch.lines;
+    const int lines = fetch.lines == 4 ? 3 : fetch.lines;
     for (int64_t column = 0; column < num_inputs; column += call->chunk) {
         const int64_t left = num_inputs - column, chunk = left < call->chunk ? left : call->chunk;
-        const int64_t steps = (chunk + STEP_I - 1) / STEP_I * STEP_I;
-        const int is_direct = call->weight_dtype == TE_BF16 && chunk % STEP_I == 0;
-        for (int64_t o = output; o < end; o += TILE_O) {
-            const uint16_t *w[TILE_O];
-            for (int j = 0; j < TILE_O; j++) {
-                const int64_t row = o + j < end ? o + j : end - 1;
-                w[j] = is_direct ? (const uint16_t *)call->weight + row * num_inputs + column : decoded[j];
-                if (!is_direct) decode(call, row, column, chunk, decoded[j]);
-            }
-            for (int t = 0; t < num_tiles; t++) {
-                const int64_t rows = last - first - t * TILE_R;
-                const __m512 part = tile(rows < TILE_R ? (int)rows : TILE_R, t < fetch.num_tiles ? lines : 0,
-                                         packed + t * TILE_R * width + column * TILE_R, w, steps, &fetch);
-                __m512 *sum = &sums[t][(o - output) / TILE_O];
-                *sum = column ? _mm512_add_ps(*sum, part) : part;
-            }
+        strip_t strip = {.num_weight_rows = end - output, .is_first = !column};
+        strip.width = (chunk + STEP_I - 1) / STEP_I * STEP_I;
+        place_weights(call, output, end, column, chunk, &strip, work.decoded);
+        for (int t = 0; t < num_tiles; t++) {
+            const int64_t rows = last - first - t * most < most ? last - first - t * most : most;
+            strip.x = packed + t * most * width + column * most;
+            strip.sums = work.sums[t];
+            (most == THIN_R ? thin_strips : wide_strips)[rows - 1][t < fetch.num_tiles ? lines : 0](&strip, &fetch);
         }
     }
-    for (int t = 0; t < num_tiles; t++)
-        for (int64_t o = output; o < end; o += TILE_O) {
-            const int64_t rows = last - first - t * TILE_R, outputs = end - o;
-            finish(call, first + t * TILE_R, rows < TILE_R ? (int)rows : TILE_R, o,
-                   outputs < TILE_O ? (int)outputs : TILE_O, sums[t][(o - output) / TILE_O]);
-        }
+    finish(call, first, last, output, end, &work);
 }
 
 /* Returns the rows of a weight block: whole tiles, and enough blocks for every thread. With one tile of activations a
    block is one tile as well, so that what is read and what is fetched follow one another in memory. */
 static int64_t block_rows(const te_bf16_linear *call) {
-    if (call->num_rows <= TILE_R) return TILE_O;
+    if (call->num_rows <= THIN_R) return THIN_O;
     int64_t rows = BLOCK_BYTES / row_bytes(call);
     const int64_t fair = call->num_outputs / (8 * call->num_threads);
     if (rows > fair) rows = fair;
-    if (rows > MAX_BLOCK_O) rows = MAX_BLOCK_O;
-    return rows < TILE_O ? TILE_O : rows / TILE_O * TILE_O;
+    const int64_t most = is_direct(call) ? MAX_BLOCK_O : MAX_DECODED_O;
+    if (rows > most) rows = most;
+    return rows < WIDE_O ? WIDE_O : rows / WIDE_O * WIDE_O;
 }
 
 int te_has_bf16_linear(void) { return 1; }
 
 /* Bytes of scratch for this many rows. */
 int64_t te_bf16_scratch(int64_t num_rows, int64_t num_inputs) {
-    const int64_t rows = (num_rows + TILE_R - 1) / TILE_R * TILE_R;
+    const int64_t rows = (num_rows + WIDE_R - 1) / WIDE_R * WIDE_R;
     return rows * ((num_inputs + STEP_I - 1) / STEP_I * STEP_I) * 2;
 }
 
 void te_bf16_linear_run(const te_bf16_linear *call) {
     const int64_t width = (call->num_inputs + STEP_I - 1) / STEP_I * STEP_I, rows = block_rows(call);
     const int64_t num_blocks = (call->num_outputs + rows - 1) / rows, num_rows = call->num_rows;
+    const int64_t tile = tile_rows(call);
 #pragma omp parallel num_threads((int)call->num_threads)
     {
 #pragma omp for schedule(static)
-        for (int64_t r = 0; r < num_rows; r += TILE_R)
-            pack_tile(call, r, r + TILE_R < num_rows ? r + TILE_R : num_rows, width, call->packed + r * width);
+        for (int64_t r = 0; r < num_rows; r += tile)
+            pack_tile(call, r, r + tile < num_rows ? r + tile : num_rows, width, call->packed + r * width);
         for (int64_t first = 0; first < num_rows; first += PASS_R) {
             const int64_t last = first + PASS_R < num_rows ? first + PASS_R : num_rows;
 #pragma omp for schedule(static) nowait

@@ -8,15 +8,13 @@ from teengined.native.library import Bf16LinearCall, NativeMatrix, kernel_librar
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FEW_ROWS_CHUNK", "MANY_ROWS_CHUNK", "ONE_TILE_CHUNK", "bf16_linear", "has_bf16_linear", "matrix_linear"]
+__all__ = ["FEW_ROWS_CHUNK", "ONE_TILE_CHUNK", "bf16_linear", "has_bf16_linear", "matrix_linear"]
 
-# Columns that are summed before they are added to the rest. The short chunk of up to about 32 rows stays in the
-# first-level cache; where there are more it cannot, and a long one has fewer ends to add up. Up to four rows wait for
-# memory anyway, which likes to be read in long runs.
+# Columns that are summed before they are added to the rest: of a pass over some 32 rows they stay in the first-level
+# cache. Up to four rows wait for memory anyway, which likes to be read in long runs.
 ONE_TILE_CHUNK = 2048
-FEW_ROWS_CHUNK = 256
-MANY_ROWS_CHUNK = 1024
-_ONE_TILE, _MANY_ROWS = 4, 33
+FEW_ROWS_CHUNK = 1024
+_ONE_TILE = 4
 
 
 def has_bf16_linear() -> bool:
@@ -69,6 +67,4 @@ def matrix_linear(x_TI: "torch.Tensor", matrix: NativeMatrix, *, is_fixed: bool 
 
 
 def _chunk(num_rows: int) -> int:
-    if num_rows <= _ONE_TILE:
-        return ONE_TILE_CHUNK
-    return FEW_ROWS_CHUNK if num_rows < _MANY_ROWS else MANY_ROWS_CHUNK
+    return ONE_TILE_CHUNK if num_rows <= _ONE_TILE else FEW_ROWS_CHUNK

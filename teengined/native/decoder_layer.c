@@ -14,9 +14,9 @@
 #include "lanes.h"
 
 /* Rows up to which byte products are ahead of bf16 ones where the weight is int8 or codes: both wait for memory. */
-enum { FEW_ROWS = 8 };
+enum { FEW_ROWS = 64 };
 /* How long a chunk of columns is by the number of rows: see bf16_linear.py. */
-enum { ONE_TILE = 4, MANY_ROWS = 33, ONE_TILE_CHUNK = 2048, FEW_ROWS_CHUNK = 256, MANY_ROWS_CHUNK = 1024 };
+enum { ONE_TILE = 4, ONE_TILE_CHUNK = 2048, FEW_ROWS_CHUNK = 1024 };
 /* Rows of less work than this are not worth waking threads for. */
 enum { WORTH_THREADS = 1 << 14 };
 
@@ -47,10 +47,7 @@ static void add_bias(const te_matrix *matrix, const work_t *work, uint16_t *y) {
         }
 }
 
-static int64_t chunk_of(int64_t num_rows) {
-    if (num_rows <= ONE_TILE) return ONE_TILE_CHUNK;
-    return num_rows < MANY_ROWS ? FEW_ROWS_CHUNK : MANY_ROWS_CHUNK;
-}
+static int64_t chunk_of(int64_t num_rows) { return num_rows <= ONE_TILE ? ONE_TILE_CHUNK : FEW_ROWS_CHUNK; }
 
 /* y (T, outputs) = x (T, inputs) times the matrix, plus its bias. */
 static void multiply(const te_matrix *matrix, const work_t *work, const uint16_t *x, uint16_t *y) {

@@ -37,7 +37,8 @@ typedef struct {
     uint16_t *y;        /* (num_rows, num_outputs) bf16 */
     uint16_t *packed;   /* scratch: te_bf16_scratch(num_rows, num_inputs) bytes */
     int64_t num_rows, num_inputs, num_outputs, x_stride, weight_dtype, num_threads;
-    int64_t chunk;      /* columns that are summed before they are added to the rest: a multiple of 32 up to 2048 */
+    int64_t chunk;      /* columns that are summed before they are added to the rest: a multiple of 32 up to 1024, or of
+                           up to four rows 4096 */
 } te_bf16_linear;
 
 typedef struct {

@@ -7,6 +7,9 @@
 
 #include "numbers.h"
 
+/* Before a loop over what must stay in registers. */
+#define UNROLLED _Pragma("GCC unroll 16")
+
 static inline __mmask16 mask16(int64_t left) { return left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1); }
 
 static inline __m512 load16(const void *x, int64_t dtype, int64_t i, __mmask16 mask) {
@@ -68,10 +71,10 @@ static inline __m512 rounded16(__m512 x) {
 /* Returns the sums of the lanes of each of sixteen vectors: element 4 * j + i is that of vector 4 * i + j. */
 static inline __m512 sums16(const __m512 *v) {
     __m512 a[8], b[4];
-    for (int i = 0; i < 8; i++)
+    UNROLLED for (int i = 0; i < 8; i++)
         a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0x44),
                              _mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0xee));
-    for (int i = 0; i < 4; i++)
+    UNROLLED for (int i = 0; i < 4; i++)
         b[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0x88),
                              _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0xdd));
     const __m512 low = _mm512_add_ps(_mm512_unpacklo_ps(b[0], b[1]), _mm512_unpackhi_ps(b[0], b[1]));

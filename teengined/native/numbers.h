@@ -47,14 +47,4 @@ static inline float digit_unit(uint32_t largest_bits, int64_t num_digits) {
     return largest_bits < 0x7f800000u ? largest / one_of(num_digits) : NAN;
 }
 
-/* Joins the sums of an output's digits, lowest first and `step` apart, of which `excess[g * excess_step]` counts the
-   128s that each holds too many. */
-static inline float joined_digits(const int32_t *sums, int64_t step, const int32_t *excess, int64_t excess_step,
-                                  int64_t num_digits) {
-    float total = 0.f;
-    for (int64_t g = num_digits - 1; g >= 0; g--)
-        total = total * 256.f + (float)(sums[g * step] - 128 * excess[g * excess_step]);
-    return total;
-}
-
 #endif

@@ -1,12 +1,14 @@
 """How many prompt tokens run beside answers that are being read.
 
-A step's time grows with its tokens, and everyone in it waits for it. Beside decoding sequences a step may take
-`stretch` times as long as one that only decodes; how many prompt tokens that is depends on the model, the device, and
-on what is streamed, so it is found by trying: each such step says whether it could have been larger. Where more prompts
-wait than sequences decode, the few give way to the many: prompts get as many times more as they are more.
+A step's time grows with its rows, and everyone in it waits for it. Beside decoding sequences a step may take `stretch`
+times as long as one that only decodes; how many prompt tokens that is depends on the model, the device, and on what is
+streamed. So the time of a step by its number of rows is learned from all steps, whatever their rows were. Where many
+prompts wait and few sequences decode, the few give way to the many: who waits has nothing yet to read.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 __all__ = ["Pacer"]
 
@@ -14,9 +16,11 @@ __all__ = ["Pacer"]
 _LEAST_TOKENS = 8
 # Where nothing was measured yet.
 _FIRST_TOKENS = 64
-# One odd step moves the count, or the time of a decode step, by no more than this.
-_MOST_GROWTH, _MOST_SHRINKAGE = 1.2, 0.5
+# A prompt that waits behind another counts as so many sequences that decode.
+_EAGERNESS = 2.0
 _NEWEST = 0.2
+# One odd step counts as no more than this many times what was expected, nor as less than its inverse.
+_MOST_SURPRISE = 2.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,9 +31,8 @@ class Pacer:
     """Of a step; what runs where nothing decodes."""
     stretch: float
     """How many times longer than without prompts a step with them may take."""
-    _num_beside: float = _FIRST_TOKENS
-    _decode_seconds: dict[int, float] = field(default_factory=dict[int, float])
-    """By number of decoding rows, in powers of two."""
+    _means: dict[int, tuple[float, float]] = field(default_factory=dict[int, tuple[float, float]])
+    """Rows and seconds of steps, by the number of rows in powers of two."""
 
     def num_prompt_tokens(self, num_decoding: int, num_prompts: int = 1) -> int:
         """Return how many prompt tokens may run in a step in which so many sequences decode.
@@ -39,29 +42,43 @@ class Pacer:
         left = self.max_tokens - num_decoding
         if num_decoding == 0 or self.stretch <= 0:
             return left
-        share = self._num_beside * max(1.0, num_prompts / num_decoding)
+        beside = self._rows_within(self.stretch * self._seconds_of(num_decoding)) - num_decoding
+        share = (beside if self._means else _FIRST_TOKENS) * max(1.0, _EAGERNESS * (num_prompts - 1) / num_decoding)
         return max(0, min(left, max(_LEAST_TOKENS, round(share))))
 
     def learn(self, num_decoding: int, num_prompt_tokens: int, seconds: float) -> None:
         """Take in how long a step took: its slowest stage, since the others run other steps meanwhile."""
-        if num_decoding == 0 or seconds <= 0:
+        rows = num_decoding + num_prompt_tokens
+        if rows == 0 or seconds <= 0:
             return
-        bucket = num_decoding.bit_length()
-        if num_prompt_tokens == 0:
-            before = self._decode_seconds.get(bucket, seconds)
-            self._decode_seconds[bucket] = before + _NEWEST * (seconds - before)
-            return
-        decode_seconds = self._nearest(bucket)
-        # A step that carried less than it might have says nothing about what more would cost.
-        if decode_seconds is not None and num_prompt_tokens >= int(
-            min(self._num_beside, self.max_tokens - num_decoding)
-        ):
-            allowed = max(0.0, (self.stretch - 1) * decode_seconds)
-            seconds_each = max(seconds - decode_seconds, 1e-9) / num_prompt_tokens
-            factor = min(_MOST_GROWTH, max(_MOST_SHRINKAGE, allowed / seconds_each / self._num_beside))
-            self._num_beside = min(float(self.max_tokens), max(float(_LEAST_TOKENS), self._num_beside * factor))
+        before_rows, before = self._means.get(rows.bit_length(), (rows, seconds))
+        seconds = min(before * _MOST_SURPRISE, max(before / _MOST_SURPRISE, seconds))
+        means = (before_rows + _NEWEST * (rows - before_rows), before + _NEWEST * (seconds - before))
+        self._means[rows.bit_length()] = means
 
-    def _nearest(self, bucket: int) -> float | None:
-        """Return the decode time of the nearest number of rows that was measured."""
-        known = min(self._decode_seconds, key=lambda other: abs(other - bucket), default=None)
-        return None if known is None else self._decode_seconds[known]
+    def _curve(self) -> Iterator[tuple[float, float]]:
+        """Yield rows and seconds, both ascending: more rows never take less than fewer did."""
+        most = 0.0
+        for rows, seconds in sorted(self._means.values()):
+            most = max(most, seconds)
+            yield rows, most
+
+    def _seconds_of(self, num_rows: int) -> float:
+        """Return what so many rows take: between two known times on a line, and beyond them as the nearest."""
+        curve = tuple(self._curve())
+        for (rows, seconds), (more_rows, more_seconds) in pairwise(curve):
+            if rows <= num_rows < more_rows:
+                return seconds + (more_seconds - seconds) * (num_rows - rows) / (more_rows - rows)
+        if not curve:
+            return 0.0
+        return curve[0][1] if num_rows < curve[0][0] else curve[-1][1]
+
+    def _rows_within(self, target_seconds: float) -> float:
+        """Return the most rows that take no longer; beyond what is known a row takes what rows took in the mean."""
+        curve = tuple(self._curve())
+        if not curve or target_seconds >= curve[-1][1]:
+            return curve[-1][0] * target_seconds / curve[-1][1] if curve else 0.0
+        for (rows, seconds), (more_rows, more_seconds) in reversed(tuple(pairwise(curve))):
+            if seconds <= target_seconds < more_seconds:
+                return rows + (more_rows - rows) * (target_seconds - seconds) / (more_seconds - seconds)
+        return 0.0

@@ -22,7 +22,8 @@ _BEGIN_GAIN, _END_GAIN = 1.1, 1.0
 # Guesses of a step by which times and rates are found out, and the share of the time that may be lost by it.
 _NUM_TRIED = 4
 _TRIED_SHARE = 0.01
-# So many are tried one soon after the other: the first step of its size may do what is done only once.
+# So many are tried one soon after the other: the first step of its size may do what is done only once. The pause is for
+# each sequence, since many make many guesses a step and have less to win.
 _NUM_FIRST, _FIRST_PAUSE, _LONGEST_PAUSE = 3, 4, 1024
 _BARE_EVERY = 24
 # Of what was counted before, with each step; the last ten or so count.
@@ -60,9 +61,9 @@ class _Record:
     def rate(self) -> float:
         return min(_HIGHEST_RATE, self.accepted / max(1e-9, self.accepted + self.refused))
 
-    def try_now(self, pause: float) -> bool:
+    def try_now(self, pause: float, num_decoding: int) -> bool:
         """Say whether it is time to try, after a pause of so many guesses, and count."""
-        if self.num_passed < (pause if self.num_tries >= _NUM_FIRST else _FIRST_PAUSE):
+        if self.num_passed < (pause if self.num_tries >= _NUM_FIRST else min(pause, _FIRST_PAUSE * num_decoding)):
             self.num_passed += 1
             return False
         self.num_passed, self.num_tries = 0, self.num_tries + 1
@@ -100,7 +101,7 @@ class Speculation:
             return num_best
         return (
             min(_NUM_TRIED, self.max_drafted)
-            if record.try_now(self._pause(num_decoding, bare_seconds, seconds_each))
+            if record.try_now(self._pause(num_decoding, bare_seconds, seconds_each), num_decoding)
             else 0
         )
 

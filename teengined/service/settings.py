@@ -177,7 +177,7 @@ class BatchingSettings:
         minimum=KIB,
     )
     prompt_stretch: float = setting(
-        2.0,
+        2.5,
         "times",
         "Longest step beside a long prompt, against one that only decodes: who reads should hardly notice. 0: fill it.",
         minimum=0,

@@ -56,34 +56,43 @@ def test_the_least_is_never_undercut_and_the_most_never_exceeded():
     assert subject.num_prompt_tokens(64) == 0
 
 
-def test_a_small_rest_of_a_prompt_teaches_nothing_about_large_chunks():
+def test_a_small_rest_of_a_prompt_teaches_little_about_large_chunks():
     subject = pacer()
     subject.learn(8, 0, 0.050)
+    run(subject, 30, fixed=0.050, per_token=1e-3)
     before = subject.num_prompt_tokens(8)
-    subject.learn(8, 3, 0.051)
-    assert subject.num_prompt_tokens(8) == before
+    subject.learn(8, 3, 0.053)
+    assert subject.num_prompt_tokens(8) == pytest.approx(before, abs=2)
 
 
-def test_the_time_of_the_nearest_number_of_rows_stands_in_for_one_that_was_not_seen():
+def test_times_of_other_numbers_of_rows_stand_in_for_one_that_was_not_seen():
     subject = pacer()
-    subject.learn(2, 0, 0.040)
-    subject.learn(64, 0, 0.400)
-    before = subject.num_prompt_tokens(40)
-    subject.learn(40, before, 0.410)  # Ten milliseconds above what 64 rows take: there is room for more.
-    assert subject.num_prompt_tokens(40) > before
+    subject.learn(4, 0, 0.040)
+    subject.learn(0, 64, 0.100)  # A row more takes a millisecond up to 64, and what rows took in the mean beyond.
+    assert subject.num_prompt_tokens(34) == pytest.approx(64 * 1.4 - 34, abs=1)
+    subject.learn(0, 256, 0.292)
+    assert subject.num_prompt_tokens(34) == pytest.approx(70, abs=1)
+
+
+def test_a_chunk_that_went_faster_than_fewer_rows_does_not_turn_the_curve():
+    subject = pacer()
+    subject.learn(8, 0, 0.050)
+    subject.learn(0, 100, 0.040)
+    subject.learn(0, 500, 0.300)
+    assert 8 <= subject.num_prompt_tokens(8) <= 504
 
 
 def test_without_a_stretch_the_step_is_filled():
     assert pacer(stretch=0.0).num_prompt_tokens(8) == 504
 
 
-def test_where_more_prompts_wait_than_sequences_decode_the_few_give_way():
+def test_where_many_prompts_wait_and_few_sequences_decode_the_few_give_way():
     subject = pacer()
     subject.learn(8, 0, 0.050)
     run(subject, 30, fixed=0.050, per_token=1e-3)
     alone = subject.num_prompt_tokens(8, 1)
-    assert subject.num_prompt_tokens(8, 8) == alone
-    assert subject.num_prompt_tokens(8, 32) == pytest.approx(4 * alone, abs=4)
+    assert subject.num_prompt_tokens(8, 4) == alone
+    assert subject.num_prompt_tokens(8, 17) == pytest.approx(4 * alone, abs=4)
 
 
 def test_large_shares_teach_what_a_token_costs_and_not_that_a_step_may_be_long():
