@@ -142,6 +142,13 @@ class Deployment:
     kv_tiers: KvTiers = field(default_factory=KvTiers)
     host_pool_bytes: int = 0
     """Of the host's pool, other deployments' share in them not taken off."""
+    draft: str = ""
+    """The loaded model that guesses for it; empty: none. It may be unloaded by now."""
+    speculation: str = ""
+    """Where guesses may come from, as `LoadModel` names it."""
+    numerics: str = ""
+    kv_dtype: str = ""
+    """These two as `PlanModel` names them, the configured default filled in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,6 +76,8 @@ class LoadedModel:
     """What it keeps in the pool of host memory."""
     draft: DraftModel | None = None
     """Who guesses for it; it may be gone by now."""
+    speculation: str = "off"
+    """Where guesses may come from, as `LoadModel` names it."""
     state: str = "loading"
     problem: str = ""
     meter: ModelMeter = field(init=False)
@@ -246,6 +248,10 @@ class LoadedModel:
             drafted=drafted_tokens(scheduler.drafted),
             host_pool_bytes=self.host_pool_bytes,
             kv_tiers=replace(scheduler.tiers, problem=self._pipeline.spool_reports.problem),
+            draft="" if self.draft is None else self.draft.name,
+            speculation=self.speculation,
+            numerics=self.stages.numerics,
+            kv_dtype=self.stages.kv_dtype,
         )
 
     def on_message(self, device_id: str, message: Any) -> None:

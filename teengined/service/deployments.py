@@ -142,6 +142,7 @@ class DeploymentSet:
         name = request.name or request.plan.model
         async with self._planning:
             self._check_room(name)
+            self._check_draft(request, name)
             on_progress(LoadProgress(phase="plan", done=0, total=1, unit="steps"))
             planned = await self.planner.plan(request.plan, self.reserved_bytes(), on_progress)
             place = self._place_of(planned)
@@ -232,6 +233,26 @@ class DeploymentSet:
         ticket = self.host_pool.reserve(deployment_id, claim)
         return _Place(id=deployment_id, host_pool_ticket=ticket, host_pool_bytes=claim.total_bytes)
 
+    def _check_draft(self, request: LoadModel, name: str) -> None:
+        """Refuse guesses that cannot be made, before a plan is made and weights are read.
+
+        Raises:
+            UnknownModel: no such draft model is loaded.
+            RequestError: guesses by a model are wanted and none is named, or one is named and not wanted.
+        """
+        check_mode(request.speculation or self.config.speculation.mode, request.draft)
+        if not request.draft:
+            return
+        try:
+            draft = self.get(request.draft)
+        except UnknownModel as error:
+            first = f"load the draft model first: `teengine load {request.draft:.120}`"
+            raise UnknownModel(f"no model to draft for {name:.120}: {error.message}", hint=first) from error
+        if draft.state != "ready":
+            raise Conflict(
+                f"{request.draft} is {draft.state} and cannot draft for {name:.120}", hint="see `teengine ps`"
+            )
+
     async def _make(self, request: LoadModel, name: str, planned: Planned, place: _Place) -> LoadedModel:
         config, plan = self.config, replace(planned.plan, model=name)
         package_dir = await asyncio.to_thread(self.planner.store.path_of, request.plan.model)
@@ -275,6 +296,7 @@ class DeploymentSet:
             disks=self.disks,
             host_pool_bytes=place.host_pool_bytes,
             draft=draft,
+            speculation=request.speculation or config.speculation.mode,
         )
 
     def _stage_options(self, request: LoadModel, planned: Planned, spool: SpoolLimits) -> StageOptions:
@@ -304,14 +326,14 @@ class DeploymentSet:
 
         Raises:
             UnknownModel: no such model is loaded.
-            RequestError: its vocabulary is another one, or guesses by a model are wanted and none is named.
+            RequestError: its vocabulary is another one.
         """
-        settings = self.config.speculation
-        check_mode(request.speculation or settings.mode, request.draft)
         if not request.draft:
             return None
         await asyncio.to_thread(check_draft_model, self.get(request.draft), target, text.vocabulary())
-        return DraftModel(name=request.draft, vocab_size=vocab_size, find=self.get, max_seconds=settings.draft_wait)
+        return DraftModel(
+            name=request.draft, vocab_size=vocab_size, find=self.get, max_seconds=self.config.speculation.draft_wait
+        )
 
     def _wants_direct_io(self, manifest: ModelManifest, plan: Plan) -> bool:
         """Say whether streamed reads should go past the page cache: when it could not hold what is streamed."""

@@ -310,6 +310,19 @@ def test_plan_that_does_not_fit_is_exit_code_7(daemon, capsys):
     assert daemon.asked[-1].objective is Objective.THROUGHPUT
 
 
+@pytest.mark.parametrize("verb", ["plan", "load"])
+def test_how_a_model_computes_can_be_asked_for(daemon, capsys, verb: str):
+    reply = wire.ErrorReply(code="does_not_fit", message="cpu:0 needs 2 GB", hint="raise it", retryable=False)
+    daemon.answer(wire.PlanModel, reply)
+    daemon.answer(wire.LoadModel, reply)
+
+    run(daemon, capsys, verb, "tiny", "--numerics", "strict", "--kv-dtype", "int8")
+
+    asked = daemon.asked[-1]
+    plan = asked if verb == "plan" else asked.plan
+    assert (plan.numerics, plan.kv_dtype) == ("strict", "int8")
+
+
 def test_config_show_filters_by_prefix(daemon, capsys):
     items = tuple(wire.ConfigItem(key=key, value="1", origin="default", doc="why") for key in ("a.x", "b.y"))
     daemon.answer(wire.ShowConfig, wire.ConfigReply(items=items))
