@@ -29,7 +29,7 @@ def load_if_absent(client: "Client", request: LoadModel, open_progress: Callable
         Conflict: they would, but not as `request` asks for.
     """
     name = request.name or request.plan.model
-    for deployment in client.deployments().deployments:
+    for deployment in client.deployments(placements=False).deployments:
         if deployment.model == name and deployment.state == "ready":
             _check_loaded_so(deployment, request)
             return

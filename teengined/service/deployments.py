@@ -75,9 +75,9 @@ class DeploymentSet:
     _num_loads: int = 0
     _loads: "set[asyncio.Task[Any]]" = field(default_factory=set["asyncio.Task[Any]"])
 
-    def describe(self) -> tuple[Deployment, ...]:
+    def describe(self, *, placements: bool) -> tuple[Deployment, ...]:
         """Return all deployments by name."""
-        return tuple(model.describe() for model in self.models)
+        return tuple(model.describe(placements=placements) for model in self.models)
 
     def get(self, name: str) -> LoadedModel:
         """Return a loaded model.
@@ -159,7 +159,7 @@ class DeploymentSet:
             raise
         seconds = time.monotonic() - start
         logger.info("loaded %s on %s in %.1f s", name, ", ".join(model.stages.device_ids), seconds)
-        return Loaded(deployment=model.describe(), seconds=seconds)
+        return Loaded(deployment=model.describe(placements=True), seconds=seconds)
 
     async def unload(self, name: str, *, now: bool) -> None:
         """Give a model's memory back, after its answers or at once.

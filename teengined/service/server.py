@@ -19,7 +19,18 @@ from teengined.core.errors import (
     TeengineError,
 )
 from teengined.protocol.codec import CodecLimits, Envelope, correlation_of, decode, encode
-from teengined.protocol.messages import CLIENT_MESSAGES, Cancel, Done, ErrorReply, Finished, PlanReply, Scored
+from teengined.protocol.messages import (
+    CLIENT_MESSAGES,
+    Cancel,
+    DeploymentList,
+    Done,
+    ErrorReply,
+    Finished,
+    Loaded,
+    PlanReply,
+    Scored,
+    Status,
+)
 from teengined.service.admission import owner_of
 from teengined.service.detached_threads import DetachedThreads
 from teengined.service.frames import receive_frames
@@ -33,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 # Tokens that a reply tells of, each with its alternatives: more take longer to encode than a token to compute.
 _MANY_TOLD = 256
+# Units that plans in a reply place: each takes about a microsecond to encode.
+_MANY_UNITS = 512
 _LEAVE = Cancel()
 _LEFT = "left by its client"
 # A message that answers nothing, for no call: clients drop it, and the socket of one that left refuses it.
@@ -276,8 +289,11 @@ def _is_large(message: Any) -> bool:
             return len(message.prompt_logprobs) > _MANY_TOLD
         case Scored():
             return len(message.logprobs) > _MANY_TOLD
+        case DeploymentList() | Status():
+            plans = [deployment.plan for deployment in message.deployments]
+            return sum(len(stage.units) for plan in plans for stage in plan.stages) > _MANY_UNITS
         case _:
-            return isinstance(message, PlanReply)
+            return isinstance(message, (PlanReply, Loaded))
 
 
 def _peer_address(frame: Any) -> str:

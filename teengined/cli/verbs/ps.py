@@ -24,11 +24,11 @@ def placement_of(deployment: Deployment) -> str:
         kind = stage.device_id.partition(":")[0]
         cached = 0 if stage.experts is None else stage.experts.cache_bytes
         shares[kind] = shares.get(kind, 0.0) + (stage.resident_bytes + cached) / size_bytes
-    streamed = [unit.tier for stage in stages for unit in stage.units if unit.tier is not Tier.DEVICE]
+    streamed = {Tier.HOST: deployment.num_host_units, Tier.DISK: deployment.num_disk_units}
     rest = max(0.0, 1.0 - sum(shares.values()))
-    for tier in (Tier.HOST, Tier.DISK):
-        if tier in streamed:
-            shares[tier.value] = rest * streamed.count(tier) / len(streamed)
+    for tier, num_units in streamed.items():
+        if num_units:
+            shares[tier.value] = rest * num_units / sum(streamed.values())
     return " ".join(f"{place} {percent(share)}" for place, share in shares.items() if round(share * 100))
 
 
@@ -131,7 +131,8 @@ def command(invocation: Invocation, prefix: str, output: OutputFormat) -> None:
     others, DRAFTS which share of the tokens that were guessed ahead was right, and where guessing is off because
     it does not pay.
     """
+    placements = output in (OutputFormat.JSON, OutputFormat.JSONL)
     with invocation.client() as client:
-        loaded = client.deployments().deployments
+        loaded = client.deployments(placements=placements).deployments
     items = [deployment for deployment in loaded if deployment.model.startswith(prefix)]
     write_listing(Listing(kind="ps", items=items, columns=COLUMNS, name=lambda item: item.model), output)

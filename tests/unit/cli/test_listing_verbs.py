@@ -64,6 +64,7 @@ DEPLOYMENT = wire.Deployment(
     num_queued_tokens=77,
     total_tokens_per_second=120.0,
     stage_bubbles=(0.05, 0.31),
+    num_disk_units=1,
     drafted=(
         wire.DraftedTokens(request_class="grammar", source="lookup", is_on=False, num_drafted=8, num_accepted=0),
         wire.DraftedTokens(request_class="greedy", source="lookup", is_on=True, num_drafted=16, num_accepted=12),
@@ -151,6 +152,17 @@ def test_ps_shows_where_the_bytes_are_and_the_share_of_the_bound(daemon, capsys)
         "2048    1     2  25%+50%  host 40% disk 3%  1.5 MB      120.0   40.0   50.0    80%  -        5% 31%   "
         "grammar 0% off greedy 75%  ready"
     )
+
+
+@pytest.mark.parametrize(("verb", "kind"), [("ps", wire.ListDeployments), ("status", wire.GetStatus)])
+def test_placements_are_asked_for_only_where_they_are_shown(daemon, capsys, verb: str, kind: type):
+    daemon.answer(wire.ListDeployments, wire.DeploymentList(deployments=(DEPLOYMENT,)))
+    daemon.answer(wire.GetStatus, STATUS)
+
+    for words in ((verb,), (verb, "--json")):
+        run(daemon, capsys, *words)
+
+    assert [message.placements for message in daemon.asked if isinstance(message, kind)] == [False, True]
 
 
 def test_ps_shows_how_often_an_expert_was_cached_and_counts_the_cache_to_the_device(daemon, capsys):
@@ -332,7 +344,7 @@ def test_config_show_filters_by_prefix(daemon, capsys):
 
 
 def test_version_names_both_ends(daemon, capsys):
-    daemon.answer(wire.GetStatus, STATUS)
+    daemon.answer(wire.Hello, wire.Welcome(version="1.2.3", host="here", pid=42))
 
     assert "teengined  1.2.3" in run(daemon, capsys, "version")[1]
 
