@@ -13,6 +13,7 @@ from typing import Any
 
 from teengined.core.errors import CapacityError, Conflict, Draining, UnknownModel
 from teengined.core.model import ModelManifest
+from teengined.core.nearest import nearest
 from teengined.core.plan import Plan, Tier
 from teengined.modelpack.verify import check_companions
 from teengined.protocol.messages import Deployment, Loaded, LoadModel, LoadProgress
@@ -88,8 +89,10 @@ class DeploymentSet:
         if model := self._models.get(name):
             return model
         loaded = ", ".join(sorted(self._models)) or "none"
+        near = nearest(name, self._models)
         raise UnknownModel(
-            f"{name!r:.120} is not loaded; loaded models: {loaded}", hint=f"`teengine load {name:.120}` loads it"
+            f"{name!r:.120} is not loaded; loaded models: {loaded}",
+            hint=f"did you mean {near[0]}?" if near else f"`teengine load {name:.120}` loads it",
         )
 
     def calls_of(self, name: str) -> CallMeter | None:
@@ -143,6 +146,7 @@ class DeploymentSet:
         async with self._planning:
             self._check_room(name)
             self._check_draft(request, name)
+            await asyncio.to_thread(self.planner.store.manifest, request.plan.model)  # A wrong name shows no progress.
             on_progress(LoadProgress(phase="plan", done=0, total=1, unit="steps"))
             planned = await self.planner.plan(request.plan, self.reserved_bytes(), on_progress)
             place = self._place_of(planned)

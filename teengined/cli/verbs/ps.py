@@ -1,10 +1,12 @@
 """`teengine ps`: the models that are loaded."""
 
+from collections.abc import Sequence
+
 import click
 
 from teengined.cli.invocation import Invocation, Verb
 from teengined.cli.output import Column, Listing, OutputFormat, output_options, write_listing
-from teengined.cli.prose import percent, rate
+from teengined.cli.prose import percent, printable, rate
 from teengined.core.plan import Tier
 from teengined.core.quantities import format_bytes
 from teengined.protocol.messages import Deployment
@@ -135,4 +137,15 @@ def command(invocation: Invocation, prefix: str, output: OutputFormat) -> None:
     with invocation.client() as client:
         loaded = client.deployments(placements=placements).deployments
     items = [deployment for deployment in loaded if deployment.model.startswith(prefix)]
-    write_listing(Listing(kind="ps", items=items, columns=COLUMNS, name=lambda item: item.model), output)
+    write_listing(
+        Listing(
+            kind="ps", items=items, columns=COLUMNS, name=lambda item: item.model, nothing=_nothing(prefix, loaded)
+        ),
+        output,
+    )
+
+
+def _nothing(prefix: str, loaded: Sequence[Deployment]) -> str:
+    if not loaded:
+        return "no model is loaded; `teengine load MODEL` loads one"
+    return f"no loaded model begins with {printable(prefix)!r}; there are: {', '.join(item.model for item in loaded)}"

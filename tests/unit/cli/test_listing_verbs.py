@@ -223,6 +223,29 @@ def test_ps_leaves_out_what_was_not_measured(daemon, capsys):
     assert out.splitlines()[1].split()[-13:] == ["1", "2", "-", "-", "-", "-", "-", "50.0", "-", "-", "-", "-", "ready"]
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("ps", "big"), "no loaded model begins with 'big'; there are: tiny\n"),
+        (("ls",), "there is no package; `teengine pull smollm2` gets one, `teengine convert` makes one\n"),
+        (("ls", "x"), "there is no package whose name begins with 'x'; `teengine pull smollm2` gets one"),
+        (("requests",), "no request is under way\n"),
+        (("config", "show", "limit.max"), "no setting begins with 'limit.max'; did you mean limits.max_waiting?\n"),
+    ],
+)
+def test_a_list_without_rows_says_so_instead_of_its_header(daemon, capsys, words: tuple[str, ...], told: str):
+    item = wire.ConfigItem(key="limits.max_waiting", value="1", origin="default", doc="why")
+    daemon.answer(wire.ListDeployments, wire.DeploymentList(deployments=(DEPLOYMENT,)))
+    daemon.answer(wire.ListModels, wire.ModelList(models=()))
+    daemon.answer(wire.ListRequests, wire.RequestList(requests=()))
+    daemon.answer(wire.ShowConfig, wire.ConfigReply(items=(item,)))
+
+    code, out, err = run(daemon, capsys, *words)
+
+    assert (code, out) == (0, "")
+    assert told in err
+
+
 def test_ps_as_json_is_the_record(daemon, capsys):
     daemon.answer(wire.ListDeployments, wire.DeploymentList(deployments=(DEPLOYMENT,)))
 
