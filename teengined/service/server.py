@@ -36,6 +36,7 @@ from teengined.service.detached_threads import DetachedThreads
 from teengined.service.frames import receive_frames
 from teengined.service.metrics.call_meter import SocketMeter
 from teengined.service.outbox import Outbox, Sent
+from teengined.service.seldom import Seldom
 from teengined.service.settings import ProtocolSettings
 
 __all__ = ["Call", "Handler", "HandlerTable", "Server", "Word", "error_reply"]
@@ -103,6 +104,7 @@ class Server:
     _outbox: Outbox = field(init=False)
     _encoding: DetachedThreads = field(init=False, default_factory=lambda: DetachedThreads(1))
     _calls: "dict[bytes, dict[int, asyncio.Task[None]]]" = field(init=False, default_factory=dict)
+    _seldom: Seldom = field(init=False, default_factory=lambda: Seldom(logger, logging.INFO))
     _too_slow: set[bytes] = field(init=False, default_factory=set[bytes])
     """Clients whose calls are being ended because they do not read."""
 
@@ -231,7 +233,7 @@ class Server:
     def _cut_off(self, client: bytes, outcome: Sent) -> None:
         """End the calls of a client that left, or does not read."""
         why = "reads too slowly" if outcome is Sent.TOO_SLOW else "left"
-        logger.info("a client %s; its calls are cancelled", why)
+        self._seldom.tell(f"a client {why}; its calls are cancelled")
         if outcome is Sent.TOO_SLOW and client not in self._too_slow:
             self._too_slow.add(client)
             self.meter.num_slow_readers += 1
