@@ -48,7 +48,8 @@ class Composition:
             num_decoding = len(self._parts)
         if not self._parts and not brings_back(self._state):
             return None
-        checkpoint(self._state, (flight.sequence for flight in self._flights), self._num_restores_left)
+        running = (flight.sequence for flight in self._flights)
+        checkpoint(self._state, running, self._num_restores_left, self._now_seconds)
         transfers = take_transfers(self._state, step)
         self._state.cache.settle()
         self._state.in_flight[step] = tuple(self._flights)

@@ -45,7 +45,7 @@ class State:
         self.spool = Spool(
             num_host_slots=limits.spool.num_host_slots,
             num_disk_slots=limits.spool.num_disk_slots,
-            write_early=limits.spool.checkpoint_tokens > 0,
+            write_early=limits.spool.has_checkpoints,
         )
         self.cache = KVCache(limits.num_blocks, limits.block_tokens, prefix_cache=limits.prefix_cache, spool=self.spool)
         self.cache.tiers.is_worthwhile = self.costs.is_worthwhile
@@ -102,6 +102,7 @@ class State:
         self.drain.left(sequence.num_queued, now_seconds)
         self.cache.adopt(sequence.table, prefix)
         sequence.is_running = True
+        sequence.checkpointed_seconds = now_seconds
         sequence.num_computed = prefix.num_tokens
         self.end_fetch(sequence)
         self.num_recomputed_tokens += max(0, sequence.num_charged - prefix.num_reached)
