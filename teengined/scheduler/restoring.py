@@ -47,7 +47,8 @@ def begin_fetch(state: State, sequence: Sequence, beginning: Prefix, now_seconds
         state.spool.pin(item.stored)
         fetch.stored.append(item.stored)
     num_tokens = sum(item.num_tokens for item in beginning.restorable[: len(fetch.stored)])
-    fetch.deadline_seconds += max(_LEAST_FETCH_SECONDS, state.costs.compute_seconds(num_tokens))
+    computing_seconds = state.costs.compute_seconds(num_tokens, beginning.num_tokens)
+    fetch.deadline_seconds += max(_LEAST_FETCH_SECONDS, computing_seconds)
     return is_fetching(state, sequence, now_seconds)
 
 
@@ -90,6 +91,8 @@ def brings_back(state: State) -> bool:
 
 def take_transfers(state: State, step: int) -> Transfers:
     """Return what the run of this number copies and moves."""
+    # What is to be written is somewhere within the longest context: deeper than that nobody wants anything back.
+    depth = max((sequence.num_computed for sequence in state.running.values()), default=0)
     stores, restores = state.cache.tiers.take_copies()
     state.copies[step] = len(stores) + len(restores)
     return Transfers(
@@ -97,7 +100,7 @@ def take_transfers(state: State, step: int) -> Transfers:
         restored=tuple(map(_copy, restores)),
         moves=tuple(
             SlotMove(host=move.host, disk=move.disk, to_disk=move.to_disk, digests=move.digests)
-            for move in state.spool.take_moves(writes=state.costs.is_worthwhile(Tier.DISK))
+            for move in state.spool.take_moves(writes=state.costs.is_worthwhile(Tier.DISK, depth))
         ),
     )
 

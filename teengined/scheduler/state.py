@@ -17,6 +17,7 @@ from teengined.scheduler.pacing import Pacer
 from teengined.scheduler.restore_costs import RestoreCosts
 from teengined.scheduler.sequence import Guess, Sequence, num_promised_blocks
 from teengined.scheduler.speculation import Speculation
+from teengined.scheduler.step_costs import StepLoad
 
 __all__ = ["Flight", "State"]
 
@@ -62,8 +63,8 @@ class State:
         self.in_flight: dict[int, tuple[Flight, ...]] = {}
         """By step."""
         self.pacer = Pacer(max_tokens=limits.max_step_tokens, stretch=limits.prompt_stretch)
-        self.loads: dict[int, tuple[int, int]] = {}
-        """By step in flight: rows of its decoding sequences, and its prompt tokens."""
+        self.loads: dict[int, StepLoad] = {}
+        """By step in flight."""
         self.speculation = Speculation(max_drafted=limits.max_drafted)
         self.copies: dict[int, int] = {}
         """By step in flight: blocks that it copies to and from host memory."""
