@@ -56,7 +56,7 @@ _ANSWER_TOKENS = 2
 class _Willing(RestoreCosts):
     """Learns as the scheduler does, and restores whatever can be."""
 
-    def is_worthwhile(self, tier: Tier, start: int) -> bool:
+    def is_worthwhile(self, tier: Tier) -> bool:
         return True
 
     def num_restored(self, tiers: Sequence[Tier], num_left: int, num_after: int, num_before: int = 0) -> int:

@@ -32,8 +32,6 @@ class Node:
     parent: int | bytes
     token_ids: tuple[int, ...]
     digest: bytes
-    start: int = 0
-    """Position of its first token."""
     block_id: int | None = None
     """None: not on the device."""
     stored: Stored | None = None
@@ -81,9 +79,7 @@ class PrefixIndex:
         replaced = self._by_digest.get(digest)
         if replaced is not None:
             self.forget(replaced)
-        before = None if isinstance(parent, bytes) else self._by_serial.get(parent)
-        start = 0 if before is None else before.start + len(before.token_ids)
-        node = Node(serial=self._next_serial, parent=parent, token_ids=token_ids, digest=digest, start=start)
+        node = Node(serial=self._next_serial, parent=parent, token_ids=token_ids, digest=digest)
         self._next_serial += 1
         self._by_digest[digest] = self._by_serial[node.serial] = node
         if block_id is not None:

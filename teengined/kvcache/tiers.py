@@ -36,8 +36,8 @@ class Tiers:
     pool: BlockPool
     index: PrefixIndex
     spool: Spool
-    is_worthwhile: Callable[[Tier, int], bool] = lambda tier, start: True
-    """Whether a block that starts at a position comes back from a tier sooner than it is computed."""
+    is_worthwhile: Callable[[Tier], bool] = lambda tier: True
+    """Whether a block comes back from a tier sooner than it is computed."""
     num_stored: int = 0
     """Blocks copied to host memory since the beginning, and back, as the next."""
     num_restored: int = 0
@@ -89,8 +89,7 @@ class Tiers:
         first = len(table.nodes)
         stored: list[Stored] = []
         size = table.block_tokens
-        # Deeper blocks take longer to compute, so all are worth it where the first is.
-        if self.is_worthwhile(Tier.HOST, first * size):
+        if self.is_worthwhile(Tier.HOST):
             for index in range(first, -(-num_computed // size)):
                 place = self._store(table.block_ids[index], min(size, num_computed - index * size), None)
                 if place is None:
@@ -200,7 +199,7 @@ class Tiers:
         return block_id
 
     def _store_node(self, node: Node, block_id: int) -> bool:
-        if self.is_worthwhile(Tier.HOST, node.start):
+        if self.is_worthwhile(Tier.HOST):
             node.stored = self._store(block_id, len(node.token_ids), node.serial)
         return node.stored is not None
 

@@ -51,6 +51,7 @@ class RestoreCosts:
     max_step_tokens: int
     _host_block_seconds: float = field(init=False)
     _disk_block_seconds: float = field(init=False)
+    _num_deepest_tokens: int = 0
     _steps: StepCosts = field(init=False)
 
     def __post_init__(self) -> None:
@@ -83,6 +84,10 @@ class RestoreCosts:
         """Take in how long a step took at its slowest stage; 0: nobody knows."""
         self._steps.learn(load, seconds)
 
+    def learn_depth(self, num_tokens: int) -> None:
+        """Take in that a context of so many tokens was computed."""
+        self._num_deepest_tokens = max(self._num_deepest_tokens, num_tokens)
+
     def learn_blocks(self, tier: Tier, num_blocks: int, seconds: float) -> None:
         """Take in how long blocks took between device and host memory, or from disk, at the slowest stage."""
         if num_blocks < 1 or seconds <= 0:
@@ -112,15 +117,17 @@ class RestoreCosts:
         attention = num_attended(start, self.block_tokens) * speeds.position_seconds
         return self.block_tokens * (speeds.token_seconds + speeds.step_seconds / self.max_step_tokens) + attention
 
-    def is_worthwhile(self, tier: Tier, start: int) -> bool:
-        """Whether a block from position `start` on should go to a tier.
+    def is_worthwhile(self, tier: Tier) -> bool:
+        """Whether blocks should go to a tier: coming back, and for the host going there, takes less than computing.
 
-        It should where coming back, and for the host going there, takes less than computing. Going to disk takes no
-        one's time.
+        Going to disk takes no one's time. A context is of use as a whole: without its first blocks, cheap to compute as
+        they are, nobody finds those behind them. So what counts is a block's mean cost in the longest context that was
+        computed; of each context that is to come back, `num_restored` decides again.
         """
         speeds = self.speeds
         there = speeds.host_block_seconds if tier is Tier.HOST else 0.0
-        return there + speeds.block_seconds(tier) < self._compute_block_seconds(speeds, start)
+        middle = max(0, self._num_deepest_tokens - self.block_tokens) // 2
+        return there + speeds.block_seconds(tier) < self._compute_block_seconds(speeds, middle)
 
     def num_restored(self, tiers: Sequence[Tier], num_left: int, num_after: int, num_before: int = 0) -> int:
         """Return how many blocks to restore, the first of those that lie on `tiers`, before the rest is computed.

@@ -91,8 +91,6 @@ def brings_back(state: State) -> bool:
 
 def take_transfers(state: State, step: int) -> Transfers:
     """Return what the run of this number copies and moves."""
-    # What is to be written is somewhere within the longest context: deeper than that nobody wants anything back.
-    depth = max((sequence.num_computed for sequence in state.running.values()), default=0)
     stores, restores = state.cache.tiers.take_copies()
     state.copies[step] = len(stores) + len(restores)
     return Transfers(
@@ -100,7 +98,7 @@ def take_transfers(state: State, step: int) -> Transfers:
         restored=tuple(map(_copy, restores)),
         moves=tuple(
             SlotMove(host=move.host, disk=move.disk, to_disk=move.to_disk, digests=move.digests)
-            for move in state.spool.take_moves(writes=state.costs.is_worthwhile(Tier.DISK, depth))
+            for move in state.spool.take_moves(writes=state.costs.is_worthwhile(Tier.DISK))
         ),
     )
 

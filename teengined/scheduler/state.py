@@ -128,6 +128,7 @@ class State:
             self.may_start = True  # What begins alike has less to compute now.
         sequence.num_computed = stop
         sequence.num_in_flight = 0
+        self.costs.learn_depth(stop)
         self.cache.commit(sequence.table, sequence.tokens, sequence.request.submitted.salt, stop)
 
     def accept(self, sequence: Sequence) -> None:

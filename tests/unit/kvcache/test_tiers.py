@@ -103,7 +103,7 @@ def test_block_that_arrives_in_a_run_is_not_stored_in_the_same():
 
 def test_what_is_cheaper_to_compute_is_not_stored():
     cache = kv_cache()
-    cache.tiers.is_worthwhile = lambda tier, start: tier is not Tier.HOST
+    cache.tiers.is_worthwhile = lambda tier: tier is not Tier.HOST
     lost = Tokens(cache).compute().give_way()
 
     assert (lost.match().restorable, cache.tiers.take_copies()) == ((), ((), ()))

@@ -32,7 +32,7 @@ def test_computing_costs_its_steps_and_its_tokens():
 def test_block_goes_where_it_comes_back_from_sooner_than_it_is_computed(
     speeds: dict[str, float], tier: Tier, expected: bool
 ):
-    assert costs(**speeds).is_worthwhile(tier, 0) is expected
+    assert costs(**speeds).is_worthwhile(tier) is expected
 
 
 def test_only_the_cheap_part_is_restored():
@@ -68,11 +68,15 @@ def test_deep_tokens_cost_more_to_compute():
     assert deep.compute_seconds(2) == pytest.approx(1.0 + 0.2 + 0.01 * (1 + 2))
 
 
-def test_block_goes_below_where_it_is_deep_enough_to_take_longer_to_compute():
+def test_blocks_go_below_once_contexts_are_long_enough_to_come_back_as_a_whole_sooner_than_computed():
     deep = costs(position_seconds=0.01, token_seconds=0.0, host_block_seconds=8.0)
-
-    assert not deep.is_worthwhile(HOST, 0)
-    assert deep.is_worthwhile(HOST, 100)
+    # 16 seconds there and back, for 16 tokens that each attend to half of the context.
+    deep.learn_depth(190)
+    assert not deep.is_worthwhile(HOST)
+    deep.learn_depth(210)
+    assert deep.is_worthwhile(HOST)
+    deep.learn_depth(10)
+    assert deep.is_worthwhile(HOST)
 
 
 def test_deep_blocks_are_restored_where_those_before_them_would_be_computed():

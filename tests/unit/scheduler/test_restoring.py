@@ -5,6 +5,7 @@ from typing import Any
 from teengined.protocol.worker_messages import SlotMove
 from teengined.scheduler.events import Cancelled, Run, SpoolReported, Tick
 from teengined.scheduler.limits import SpoolLimits
+from teengined.scheduler.restore_costs import Speeds
 from teengined.scheduler.scheduler import Scheduler
 from tests.unit.scheduler.machine import done, next_run, scheduler, step, submitted
 
@@ -177,3 +178,18 @@ def test_time_begins_anew_for_a_sequence_that_was_preempted():
     next_run(machine, 7.0)
 
     assert sequence.checkpointed_seconds == 7.0
+
+
+def test_disk_is_written_to_once_contexts_are_deep_enough_to_be_read_sooner_than_computed():
+    # In a context of n tokens a block in the middle, from n / 2 - 2 on, takes 0.01 * (4 * (n / 2 - 2) + 10) seconds.
+    speeds = Speeds(token_seconds=0.0, position_seconds=0.01, disk_block_seconds=0.45)
+    spool = SpoolLimits(num_host_slots=8, num_disk_slots=8, checkpoint_tokens=4, speeds=speeds)
+    machine = scheduler(spool=spool, max_step_tokens=16)
+    machine.handle(submitted(1, prompt=LONG, max_tokens=20), 0.0)
+    runs = [next_run(machine)]
+    for _ in range(16):
+        runs.append(step(machine, runs[-1]))
+
+    num_computed = [run.parts[0].start_position for run in runs]
+    assert min(number for number, run in zip(num_computed, runs, strict=True) if run.spooled) == 10
+    assert min(number for number, run in zip(num_computed, runs, strict=True) if run.moves) == 22
