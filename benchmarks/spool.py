@@ -59,7 +59,7 @@ class _Willing(RestoreCosts):
     def is_worthwhile(self, tier: Tier) -> bool:
         return True
 
-    def num_restored(self, tiers: Sequence[Tier], num_left: int, num_after: int) -> int:
+    def num_restored(self, tiers: Sequence[Tier], num_left: int, num_after: int, num_before: int = 0) -> int:
         return len(tiers)
 
 
@@ -166,7 +166,7 @@ def _round(pipeline: LocalPipeline, costs: _Willing, num_tokens: int) -> Round:
     expected = {
         way: costs.compute_seconds(num_tokens + 1)
         if way is Tier.DEVICE
-        else num_blocks * speeds.block_seconds(way) + costs.compute_seconds(1)
+        else num_blocks * speeds.block_seconds(way) + costs.compute_seconds(1, num_tokens)
         for way in _WAYS
     }
     chosen = {

@@ -99,7 +99,7 @@ class KvTiers:
     num_promised_blocks: int = 0
     """That the live requests may come to need, each counted alone."""
     compute_block_seconds: float = 0.0
-    """What computing a block takes, as measured or predicted; as the next two."""
+    """What computing a context's first block takes; deeper ones take longer. Measured or predicted, as the next two."""
     host_block_seconds: float = 0.0
     """Copying it between device and host memory."""
     disk_block_seconds: float = 0.0

@@ -9,6 +9,7 @@ from teengined.scheduler.preemption import Preemption
 from teengined.scheduler.restoring import begin_fetch, brings_back, checkpoint, is_fetching, take_transfers
 from teengined.scheduler.sequence import Guess, Sequence
 from teengined.scheduler.state import Flight, State
+from teengined.scheduler.step_costs import StepLoad, num_attended
 
 __all__ = ["Composition"]
 
@@ -48,12 +49,12 @@ class Composition:
             num_decoding = len(self._parts)
         if not self._parts and not brings_back(self._state):
             return None
-        checkpoint(self._state, (flight.sequence for flight in self._flights), self._num_restores_left)
+        running = (flight.sequence for flight in self._flights)
+        checkpoint(self._state, running, self._num_restores_left, self._now_seconds)
         transfers = take_transfers(self._state, step)
         self._state.cache.settle()
         self._state.in_flight[step] = tuple(self._flights)
-        num_tokens = [len(part.token_ids) for part in self._parts]
-        self._state.loads[step] = (sum(num_tokens[:num_decoding]), sum(num_tokens[num_decoding:]))
+        self._state.loads[step] = _load(self._parts[:num_decoding], self._parts[num_decoding:])
         closed = tuple(self._state.closed)
         self._state.closed.clear()
         return Run(
@@ -220,3 +221,12 @@ class Composition:
         )
         sequence.has_drafted = sequence.has_drafted or bool(guessed)
         state.depart(sequence, stop)
+
+
+def _load(decoding: list[SequencePart], prompts: list[SequencePart]) -> StepLoad:
+    return StepLoad(
+        num_rows=sum(len(part.token_ids) for part in decoding),
+        num_prompt_tokens=sum(len(part.token_ids) for part in prompts),
+        num_row_positions=sum(num_attended(part.start_position, len(part.token_ids)) for part in decoding),
+        num_prompt_positions=sum(num_attended(part.start_position, len(part.token_ids)) for part in prompts),
+    )

@@ -55,7 +55,8 @@ def _worthwhile(state: State, sequence: Sequence, known: Prefix) -> Prefix:
     if not tiers:
         return known
     num_left, num_after = sequence.num_tokens - known.num_tokens, sequence.num_tokens - known.num_reached
-    return replace(known, restorable=known.restorable[: state.costs.num_restored(tiers, num_left, num_after)])
+    num_restored = state.costs.num_restored(tiers, num_left, num_after, known.num_tokens)
+    return replace(known, restorable=known.restorable[:num_restored])
 
 
 def _num_reserved(state: State) -> int:

@@ -20,8 +20,15 @@ class SpoolLimits:
     """Copied back in one step: how much longer the step may take for it."""
     checkpoint_tokens: int = 0
     """A running sequence's full blocks are copied below every so many tokens; 0: only what must leave the device."""
+    checkpoint_seconds: float = 0.0
+    """And every so many seconds, whichever comes first; 0: by tokens only."""
     speeds: Speeds = field(default_factory=Speeds)
     """As predicted."""
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether running sequences are copied below before anybody wants their blocks."""
+        return self.checkpoint_tokens > 0 or self.checkpoint_seconds > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,5 +96,7 @@ class SchedulerLimits:
             raise ValueError("max_waiting, max_owner_waiting, max_idle_owners and max_drafted must not be negative")
         if min(self.max_promised_blocks, self.spool.num_host_slots, self.spool.num_disk_slots) < 0:
             raise ValueError("max_promised_blocks and the slots of the spool must not be negative")
+        if self.spool.checkpoint_tokens < 0 or not 0 <= self.spool.checkpoint_seconds < math.inf:
+            raise ValueError("checkpoint_tokens and checkpoint_seconds must not be negative, nor for ever")
         if not (self.prompt_stretch == 0 or 1 < self.prompt_stretch < math.inf):
             raise ValueError(f"prompt_stretch must be 0 or above 1, got {self.prompt_stretch}")

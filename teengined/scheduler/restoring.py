@@ -9,6 +9,7 @@ from teengined.kvcache import tiers as kv_tiers
 from teengined.kvcache.kv_cache import Prefix
 from teengined.protocol.worker_messages import SlotCopy, SlotMove
 from teengined.scheduler.events import SpoolReported
+from teengined.scheduler.limits import SpoolLimits
 from teengined.scheduler.sequence import Fetch, Sequence
 from teengined.scheduler.state import State
 
@@ -46,7 +47,8 @@ def begin_fetch(state: State, sequence: Sequence, beginning: Prefix, now_seconds
         state.spool.pin(item.stored)
         fetch.stored.append(item.stored)
     num_tokens = sum(item.num_tokens for item in beginning.restorable[: len(fetch.stored)])
-    fetch.deadline_seconds += max(_LEAST_FETCH_SECONDS, state.costs.compute_seconds(num_tokens))
+    computing_seconds = state.costs.compute_seconds(num_tokens, beginning.num_tokens)
+    fetch.deadline_seconds += max(_LEAST_FETCH_SECONDS, computing_seconds)
     return is_fetching(state, sequence, now_seconds)
 
 
@@ -61,19 +63,25 @@ def is_fetching(state: State, sequence: Sequence, now_seconds: float) -> bool:
     return False
 
 
-def checkpoint(state: State, sequences: Iterable[Sequence], max_blocks: int) -> None:
-    """Copy the known blocks of sequences that have come far enough since the last time, so many blocks at most.
+def checkpoint(state: State, sequences: Iterable[Sequence], max_blocks: int, now_seconds: float) -> None:
+    """Copy the known blocks of sequences whose last time is long ago, so many blocks at most.
 
     They are written to disk as soon as can be, and outlive the stages there.
     """
-    interval = state.limits.spool.checkpoint_tokens
-    for sequence in sequences if interval else ():
-        if sequence.num_computed - sequence.num_checkpointed < interval:
+    limits = state.limits.spool
+    for sequence in sequences if limits.has_checkpoints else ():
+        if not _is_due(sequence, limits, now_seconds):
             continue
         max_blocks -= state.cache.tiers.checkpoint(sequence.table, max_blocks)
         if max_blocks <= 0:
             return  # The rest is for the next step.
-        sequence.num_checkpointed = sequence.num_computed
+        sequence.num_checkpointed, sequence.checkpointed_seconds = sequence.num_computed, now_seconds
+
+
+def _is_due(sequence: Sequence, limits: SpoolLimits, now_seconds: float) -> bool:
+    """Whether a running sequence has computed enough since its last checkpoint, or that is long enough ago."""
+    has_come_far = 0 < limits.checkpoint_tokens <= sequence.num_computed - sequence.num_checkpointed
+    return has_come_far or 0 < limits.checkpoint_seconds <= now_seconds - sequence.checkpointed_seconds
 
 
 def brings_back(state: State) -> bool:

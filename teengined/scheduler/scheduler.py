@@ -46,6 +46,7 @@ from teengined.scheduler.restoring import settle_moves
 from teengined.scheduler.sequence import Request, Sequence, num_promised_blocks
 from teengined.scheduler.speculation import Drafted
 from teengined.scheduler.state import State
+from teengined.scheduler.step_costs import StepLoad
 
 __all__ = ["Scheduler", "SchedulerLimits"]
 
@@ -252,12 +253,12 @@ class Scheduler:
 
     def _complete(self, event: StepCompleted, now_seconds: float) -> tuple[Instruction, ...]:
         flights = self._state.in_flight.pop(event.step, ())  # None for an answer of stages that were lost since.
-        num_rows, num_prompt_tokens = self._state.loads.pop(event.step, (0, 0))
-        self._state.pacer.learn(num_rows, num_prompt_tokens, event.seconds)
-        if num_prompt_tokens == 0:
+        load = self._state.loads.pop(event.step, StepLoad())
+        self._state.pacer.learn(load.num_rows, load.num_prompt_tokens, event.seconds)
+        if load.num_prompt_tokens == 0:
             has_drafts = any(flight.guess is not None for flight in flights)
-            self._state.speculation.learn_step(num_rows, event.seconds, has_drafts=has_drafts)
-        self._state.costs.learn_step(num_rows + num_prompt_tokens, event.seconds)
+            self._state.speculation.learn_step(load.num_rows, event.seconds, has_drafts=has_drafts)
+        self._state.costs.learn_step(load, event.seconds)
         self._state.costs.learn_blocks(Tier.HOST, self._state.copies.pop(event.step, 0), event.copy_seconds)
         completion = Completion(self._state, event, now_seconds)
         instructions: list[Instruction] = []

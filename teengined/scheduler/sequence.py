@@ -130,6 +130,8 @@ class Sequence:
     """Made when something is first guessed; it lives as long as the sequence."""
     num_checkpointed: int = 0
     """Tokens when its blocks were last copied below the device."""
+    checkpointed_seconds: float = 0.0
+    """When that was, or when it last began to run."""
     fetch: Fetch | None = None
     """What it waits for on its way from disk, or waited for, since it last ran."""
     _view: SequenceView | None = None

@@ -17,6 +17,7 @@ from teengined.scheduler.pacing import Pacer
 from teengined.scheduler.restore_costs import RestoreCosts
 from teengined.scheduler.sequence import Guess, Sequence, num_promised_blocks
 from teengined.scheduler.speculation import Speculation
+from teengined.scheduler.step_costs import StepLoad
 
 __all__ = ["Flight", "State"]
 
@@ -45,7 +46,7 @@ class State:
         self.spool = Spool(
             num_host_slots=limits.spool.num_host_slots,
             num_disk_slots=limits.spool.num_disk_slots,
-            write_early=limits.spool.checkpoint_tokens > 0,
+            write_early=limits.spool.has_checkpoints,
         )
         self.cache = KVCache(limits.num_blocks, limits.block_tokens, prefix_cache=limits.prefix_cache, spool=self.spool)
         self.cache.tiers.is_worthwhile = self.costs.is_worthwhile
@@ -62,8 +63,8 @@ class State:
         self.in_flight: dict[int, tuple[Flight, ...]] = {}
         """By step."""
         self.pacer = Pacer(max_tokens=limits.max_step_tokens, stretch=limits.prompt_stretch)
-        self.loads: dict[int, tuple[int, int]] = {}
-        """By step in flight: rows of its decoding sequences, and its prompt tokens."""
+        self.loads: dict[int, StepLoad] = {}
+        """By step in flight."""
         self.speculation = Speculation(max_drafted=limits.max_drafted)
         self.copies: dict[int, int] = {}
         """By step in flight: blocks that it copies to and from host memory."""
@@ -102,6 +103,7 @@ class State:
         self.drain.left(sequence.num_queued, now_seconds)
         self.cache.adopt(sequence.table, prefix)
         sequence.is_running = True
+        sequence.checkpointed_seconds = now_seconds
         sequence.num_computed = prefix.num_tokens
         self.end_fetch(sequence)
         self.num_recomputed_tokens += max(0, sequence.num_charged - prefix.num_reached)
@@ -126,6 +128,7 @@ class State:
             self.may_start = True  # What begins alike has less to compute now.
         sequence.num_computed = stop
         sequence.num_in_flight = 0
+        self.costs.learn_depth(stop)
         self.cache.commit(sequence.table, sequence.tokens, sequence.request.submitted.salt, stop)
 
     def accept(self, sequence: Sequence) -> None:

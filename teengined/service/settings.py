@@ -252,6 +252,12 @@ class KvSettings:
         "Every so many, a running answer's KV is copied to the spool, and outlives its worker on disk. 0: never.",
         minimum=0,
     )
+    checkpoint_seconds: float = setting(
+        0.0,
+        "seconds",
+        "As checkpoint_tokens, by time: what a lost worker costs is so much computing at most. 0: by tokens only.",
+        minimum=0,
+    )
     max_restore: int = setting(
         64 * MIB, "bytes", "Copied back in one step: some 20 ms in which others wait for their tokens.", minimum=1
     )

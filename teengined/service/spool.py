@@ -37,6 +37,7 @@ def spool_limits(settings: KvSettings, planned: Planned, available_bytes: int) -
         num_host_slots=num_host_slots,
         num_disk_slots=settings.disk_spool // block_bytes if num_host_slots else 0,
         checkpoint_tokens=settings.checkpoint_tokens if settings.disk_spool else 0,
+        checkpoint_seconds=settings.checkpoint_seconds if settings.disk_spool else 0.0,
         max_restored_blocks=max(1, settings.max_restore // block_bytes),
         speeds=_predicted(planned, plan, block_bytes),
     )

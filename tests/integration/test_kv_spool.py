@@ -5,6 +5,7 @@ import resource
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,8 +56,8 @@ def scheduled(
 class Restarted:
     """A scheduler whose stages are lost and opened again; its spool files outlive them."""
 
-    def __init__(self, package_dir: Path, spool_dir: Path) -> None:
-        spool = SpoolLimits(num_host_slots=8, num_disk_slots=60, checkpoint_tokens=16)
+    def __init__(self, package_dir: Path, spool_dir: Path, **interval: Any) -> None:
+        spool = SpoolLimits(num_host_slots=8, num_disk_slots=60, **interval)
         self.first = scheduled(package_dir, spool, numerics="strict", spool_dir=spool_dir)
         self.second = scheduled(package_dir, spool, numerics="strict", spool_dir=spool_dir)
 
@@ -215,11 +216,14 @@ def test_full_disk_costs_what_does_not_fit_and_nothing_else(llama: Path, tmp_pat
     assert tiers.num_dropped > 0
 
 
-def test_checkpoint_outlives_the_stages_that_wrote_it(llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("interval", [{"checkpoint_tokens": 16}, {"checkpoint_seconds": 1e-9}], ids=str)
+def test_checkpoint_outlives_the_stages_that_wrote_it(
+    llama: Path, tmp_path: Path, interval: dict[str, int | float]
+) -> None:
     with scheduled(llama, SpoolLimits(), numerics="strict") as pipeline:
         undisturbed = told_of(pipeline)
 
-    tokens, tiers, cached_tokens = Restarted(llama, tmp_path).tokens(emitted_before=8)
+    tokens, tiers, cached_tokens = Restarted(llama, tmp_path, **interval).tokens(emitted_before=8)
 
     assert tokens == [token.token_id for token in undisturbed.tokens]
     assert cached_tokens == 32

@@ -1,5 +1,8 @@
+from math import inf
+
 import pytest
 
+from teengined.scheduler.limits import SpoolLimits
 from tests.unit.scheduler.machine import limits
 
 
@@ -10,6 +13,14 @@ from tests.unit.scheduler.machine import limits
 def test_bounds_under_which_nothing_runs_are_refused(wrong):
     with pytest.raises(ValueError, match="must"):
         limits(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"checkpoint_tokens": -1}, {"checkpoint_seconds": -1.0}, {"checkpoint_seconds": inf}]
+)
+def test_intervals_without_an_end_or_before_their_beginning_are_refused(wrong):
+    with pytest.raises(ValueError, match="must not be negative"):
+        limits(spool=SpoolLimits(**wrong))
 
 
 def test_nobody_has_to_be_allowed_to_wait():

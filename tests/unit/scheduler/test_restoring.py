@@ -5,6 +5,7 @@ from typing import Any
 from teengined.protocol.worker_messages import SlotMove
 from teengined.scheduler.events import Cancelled, Run, SpoolReported, Tick
 from teengined.scheduler.limits import SpoolLimits
+from teengined.scheduler.restore_costs import Speeds
 from teengined.scheduler.scheduler import Scheduler
 from tests.unit.scheduler.machine import done, next_run, scheduler, step, submitted
 
@@ -134,3 +135,61 @@ def test_running_sequence_is_copied_every_so_many_tokens():
     assert copied == {1: 2, 9: 2}
     assert all(move.to_disk for run in runs for move in run.moves)
     assert sum(len(run.moves) for run in runs) == 4
+
+
+def checkpoints(run_seconds: list[float], **spool: Any) -> dict[int, int]:
+    """Return how many blocks each run copied that copied any, of a sequence that runs at these times."""
+    options: dict[str, Any] = {"num_host_slots": 8, "num_disk_slots": 8} | spool
+    machine = scheduler(spool=SpoolLimits(**options), max_step_tokens=16)
+    machine.handle(submitted(1, prompt=LONG, max_tokens=20), run_seconds[0])
+    runs = [next_run(machine, run_seconds[0])]
+    for now_seconds in run_seconds[1:]:
+        runs.append(step(machine, runs[-1], now_seconds=now_seconds))
+    return {number: len(run.spooled) for number, run in enumerate(runs) if run.spooled}
+
+
+def test_running_sequence_is_copied_every_so_many_seconds():
+    # It holds 2 full blocks after the first run, 3 after the third, 4 after the seventh.
+    times = [100.0, 101.0, 104.9, 105.0, 106.0, 107.0, 108.0, 109.0, 109.9, 110.0]
+
+    assert checkpoints(times, checkpoint_seconds=5.0) == {3: 3, 9: 1}
+
+
+def test_whichever_of_tokens_and_seconds_comes_first_makes_a_checkpoint_and_both_count_from_it():
+    times = [0.0, 1.0, *[5.5] * 7, 6.0]
+
+    assert checkpoints(times, checkpoint_seconds=5.0, checkpoint_tokens=8) == {1: 2, 9: 2}
+
+
+def test_without_an_interval_nothing_is_copied_that_may_stay():
+    assert checkpoints([0.0, 1e6, 2e6]) == {}
+
+
+def test_checkpoint_that_is_too_much_for_one_step_goes_on_in_the_next():
+    assert checkpoints([0.0, 5.0, 5.1, 5.2], checkpoint_seconds=5.0, max_restored_blocks=1) == {1: 1, 2: 1, 3: 1}
+
+
+def test_time_begins_anew_for_a_sequence_that_was_preempted():
+    machine = scheduler(spool=SpoolLimits(num_host_slots=8, num_disk_slots=8, checkpoint_seconds=5.0))
+    machine.handle(submitted(1, prompt=LONG, max_tokens=9), 0.0)
+    machine.handle(done(next_run(machine)), 0.0)
+    sequence = machine._state.sequences[1]
+    machine._state.preempt(sequence, 1.0)
+    next_run(machine, 7.0)
+
+    assert sequence.checkpointed_seconds == 7.0
+
+
+def test_disk_is_written_to_once_contexts_are_deep_enough_to_be_read_sooner_than_computed():
+    # In a context of n tokens a block in the middle, from n / 2 - 2 on, takes 0.01 * (4 * (n / 2 - 2) + 10) seconds.
+    speeds = Speeds(token_seconds=0.0, position_seconds=0.01, disk_block_seconds=0.45)
+    spool = SpoolLimits(num_host_slots=8, num_disk_slots=8, checkpoint_tokens=4, speeds=speeds)
+    machine = scheduler(spool=spool, max_step_tokens=16)
+    machine.handle(submitted(1, prompt=LONG, max_tokens=20), 0.0)
+    runs = [next_run(machine)]
+    for _ in range(16):
+        runs.append(step(machine, runs[-1]))
+
+    num_computed = [run.parts[0].start_position for run in runs]
+    assert min(number for number, run in zip(num_computed, runs, strict=True) if run.spooled) == 10
+    assert min(number for number, run in zip(num_computed, runs, strict=True) if run.moves) == 22

@@ -70,6 +70,7 @@ class Story:
                 num_disk_slots=rng.choice([0, 0, 2, 6, 40]),
                 max_restored_blocks=rng.choice([1, 2, 64]),
                 checkpoint_tokens=rng.choice([0, 0, 3]),
+                checkpoint_seconds=rng.choice([0.0, 0.0, 2.0]),
                 speeds=rng.choice([Speeds(), Speeds(token_seconds=5.0), Speeds(host_block_seconds=1.0)]),
             ),
         )

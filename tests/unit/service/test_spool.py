@@ -27,12 +27,14 @@ def planned(**profile) -> Any:
 
 
 def test_budgets_become_slots_of_all_stages_together():
-    settings = KvSettings(host_spool=10_500, disk_spool=99_999, max_restore=2500, checkpoint_tokens=64)
+    settings = KvSettings(
+        host_spool=10_500, disk_spool=99_999, max_restore=2500, checkpoint_tokens=64, checkpoint_seconds=5.0
+    )
 
     limits = spool_limits(settings, planned(), available_bytes=1 << 30)
 
     assert (limits.num_host_slots, limits.num_disk_slots, limits.max_restored_blocks) == (10, 99, 2)
-    assert limits.checkpoint_tokens == 64
+    assert (limits.checkpoint_tokens, limits.checkpoint_seconds) == (64, 5.0)
 
 
 def test_host_memory_is_taken_only_where_much_of_it_is_free():
@@ -41,7 +43,9 @@ def test_host_memory_is_taken_only_where_much_of_it_is_free():
 
 def test_without_host_memory_there_is_no_disk_and_without_disk_no_checkpoint():
     assert spool_limits(KvSettings(host_spool=0, disk_spool=9999), planned(), 1 << 30).num_disk_slots == 0
-    assert spool_limits(KvSettings(checkpoint_tokens=64), planned(), 1 << 30).checkpoint_tokens == 0
+    assert not spool_limits(
+        KvSettings(checkpoint_tokens=64, checkpoint_seconds=5.0), planned(), 1 << 30
+    ).has_checkpoints
 
 
 def test_speeds_are_those_of_the_plan_and_the_measurements():
