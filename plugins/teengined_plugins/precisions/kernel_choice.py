@@ -27,7 +27,7 @@ MAX_REMEMBERED = 4096
 _CLEAR_WIN = 0.9
 # Rounds of measuring, fewer where they take long: the first use of a shape holds up a request.
 _NUM_ROUNDS = 5
-_ENOUGH_SECONDS = 0.1
+_ENOUGH_SECONDS = 0.03
 # Once that much time is spent, who takes so many times as long as the fastest is not measured again.
 _SURE_SECONDS, _SURELY_SLOWER = 0.02, 2.0
 _MAX_BUCKET = 512
