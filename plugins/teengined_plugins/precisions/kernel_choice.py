@@ -29,7 +29,7 @@ _CLEAR_WIN = 0.9
 _NUM_ROUNDS = 5
 _ENOUGH_SECONDS = 0.03
 # Once that much time is spent, who takes so many times as long as the fastest is not measured again.
-_SURE_SECONDS, _SURELY_SLOWER = 0.02, 2.0
+_SURE_SECONDS, _SURELY_SLOWER = 0.01, 1.5
 _MAX_BUCKET = 512
 # Two kernels may differ by their rounding, not by more; relative to the product's largest element.
 _AGREEMENT = {"float32": 1e-4, "bfloat16": 4e-2, "float16": 5e-3}
