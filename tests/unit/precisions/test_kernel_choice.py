@@ -104,7 +104,7 @@ def test_kernel_that_takes_far_longer_is_not_measured_again_where_that_holds_up_
     timed = Timed()
     choice = KernelChoice(clock=timed.clock)
     kernels = {
-        "slow": timed.kernel("slow", 0.050),
+        "slow": timed.kernel("slow", 0.012),
         "fast": timed.kernel("fast", 0.004),
         "near": timed.kernel("near", 0.005),
     }
