@@ -56,16 +56,17 @@ static inline __attribute__((always_inline)) void look_up(const uint8_t *tables,
     *high = _mm512_shuffle_epi8(four_books(tables, places >> 4), _mm512_and_si512(_mm512_srli_epi16(packed, 4), half));
 }
 
-/* Writes the weights of the last block of a row, which has less than BLOCK_I inputs; what lies behind them meets zeros. */
-static void look_up_rest(const te_int4_linear *call, int64_t output, int64_t column, uint8_t *target) {
+/* The codes and books of a row's last block, which has less than BLOCK_I inputs; what lies behind them meets zeros. */
+typedef struct {
+    uint8_t codes[BLOCK_I / 2], books[BLOCK_I / GROUP_I];
+} rest_t;
+
+static rest_t rest_of(const te_int4_linear *call, int64_t output, int64_t column) {
     const int64_t num_inputs = call->num_inputs, num_lanes = (num_inputs - column) / LANE_I;
-    uint8_t codes[BLOCK_I / 2] = {0}, books[BLOCK_I / GROUP_I] = {0};
-    memcpy(codes, call->codes + (output * num_inputs + column) / 2, (size_t)num_lanes * LANE_I / 2);
-    memcpy(books, call->books + (output * num_inputs + column) / GROUP_I, (size_t)num_lanes * LANE_I / GROUP_I);
-    __m512i low, high;
-    look_up(call->tables, codes, books, &low, &high);
-    _mm512_storeu_si512(target, low);
-    _mm512_storeu_si512(target + BLOCK_I / 2, high);
+    rest_t rest = {{0}, {0}};
+    memcpy(rest.codes, call->codes + (output * num_inputs + column) / 2, (size_t)num_lanes * LANE_I / 2);
+    memcpy(rest.books, call->books + (output * num_inputs + column) / GROUP_I, (size_t)num_lanes * LANE_I / GROUP_I);
+    return rest;
 }
 
 /* Writes columns of a weight row, plus 128, in the order of the digits. */
@@ -82,7 +83,12 @@ static void decode(const void *of, int64_t output, int64_t column, int64_t width
         _mm512_store_si512(target + i, low);
         _mm512_store_si512(target + i + BLOCK_I / 2, high);
     }
-    if (num_whole < width) look_up_rest(call, output, column + num_whole, target + num_whole);
+    if (num_whole == width) return;
+    const rest_t rest = rest_of(call, output, column + num_whole);
+    __m512i low, high;
+    look_up(tables, rest.codes, rest.books, &low, &high);
+    _mm512_store_si512(target + num_whole, low);
+    _mm512_store_si512(target + num_whole + BLOCK_I / 2, high);
 }
 
 /* Returns the products of a tile of `num_rows` digit rows with `num_outputs` weight rows from `output` on, as a strip
@@ -94,36 +100,35 @@ static inline __attribute__((always_inline)) __m512i multiply_codes(const int nu
     const uint8_t *tables = call->tables, *x = call->digits, *codes[THIN_O], *books[THIN_O];
     const char *next = (const char *)call->codes + (output + AHEAD_O) * num_inputs / 2;
     const char *next_books = (const char *)call->books + (output + AHEAD_O) * num_inputs / GROUP_I;
-    uint8_t rest[THIN_O][BLOCK_I];
+    rest_t rest[THIN_O];
     __m512i sums[TILE_SUMS];
     UNROLLED for (int j = 0; j < TILE_SUMS; j++) sums[j] = _mm512_setzero_si512();
     UNROLLED for (int o = 0; o < num_outputs; o++) {
         const int64_t row = output + o < call->num_outputs ? output + o : call->num_outputs - 1;
         codes[o] = call->codes + row * num_inputs / 2;
         books[o] = call->books + row * num_inputs / GROUP_I;
-        if (num_whole < num_inputs) look_up_rest(call, row, num_whole, rest[o]);
+        if (num_whole < num_inputs) rest[o] = rest_of(call, row, num_whole);
     }
-#define ADD_BLOCK(o, low, high)                                                                                     \
-    UNROLLED for (int r = 0; r < num_rows; r++) {                                                                   \
-        add_products_of(&sums[TILE_PLACE(num_outputs, r, o)], low, _mm512_load_si512(x + r * STEP_I));                                \
-        add_products_of(&sums[TILE_PLACE(num_outputs, r, o)], high, _mm512_load_si512(x + (num_rows + r) * STEP_I));                  \
-    }
-    for (int64_t i = 0; i < num_whole; i += BLOCK_I, x += num_rows * BLOCK_I) {
-        _mm_prefetch(next_books, _MM_HINT_T0);
-        UNROLLED for (int o = 0; o < num_outputs; o++) {
-            __m512i low, high;
-            look_up(tables, codes[o] + i / 2, books[o] + i / GROUP_I, &low, &high);
-            _mm_prefetch(next + o * BLOCK_I / 2, _MM_HINT_T0);
-            ADD_BLOCK(o, low, high)
+    /* One loop for both: a second one over the sums would keep them in memory. */
+    for (int64_t width = num_whole, left = num_inputs - num_whole;; width = BLOCK_I, left = 0) {
+        for (int64_t i = 0; i < width; i += BLOCK_I, x += num_rows * BLOCK_I) {
+            _mm_prefetch(next_books, _MM_HINT_T0);
+            UNROLLED for (int o = 0; o < num_outputs; o++) {
+                __m512i low, high;
+                look_up(tables, codes[o] + i / 2, books[o] + i / GROUP_I, &low, &high);
+                _mm_prefetch(next + o * BLOCK_I / 2, _MM_HINT_T0);
+                UNROLLED for (int r = 0; r < num_rows; r++) {
+                    __m512i *sum = &sums[TILE_PLACE(num_outputs, r, o)];
+                    add_products_of(sum, low, _mm512_load_si512(x + r * STEP_I));
+                    add_products_of(sum, high, _mm512_load_si512(x + (num_rows + r) * STEP_I));
+                }
+            }
+            next += num_outputs * BLOCK_I / 2;
+            next_books += num_outputs * BLOCK_I / GROUP_I;
         }
-        next += num_outputs * BLOCK_I / 2;
-        next_books += num_outputs * BLOCK_I / GROUP_I;
+        if (!left) break;
+        UNROLLED for (int o = 0; o < num_outputs; o++) codes[o] = rest[o].codes, books[o] = rest[o].books;
     }
-    if (num_whole < num_inputs)
-        UNROLLED for (int o = 0; o < num_outputs; o++) {
-            ADD_BLOCK(o, _mm512_loadu_si512(rest[o]), _mm512_loadu_si512(rest[o] + BLOCK_I / 2))
-        }
-#undef ADD_BLOCK
     return whole_sums16(sums);
 }
 

@@ -69,9 +69,10 @@ static inline __m512 rounded16(__m512 x) {
 }
 
 /* Returns the sums of the lanes of each of sixteen vectors: element 4 * j + i is that of vector 4 * i + j. The same
-   moves for numbers of both kinds, which only add differently; the pairs that are added are the same for every vector. */
+   moves for numbers of both kinds, which only add differently; the pairs that are added are the same for every vector.
+   Always inline: whoever hands over a pointer to sums keeps them in memory all the while. */
 #define LANE_SUMS(name, vector, add)                                                                                \
-    static inline vector name(const vector *v) {                                                                    \
+    static inline __attribute__((always_inline)) vector name(const vector *v) {                                     \
         vector a[8], b[4];                                                                                          \
         UNROLLED for (int i = 0; i < 8; i++) {                                                                      \
             const __m512i x = (__m512i)v[2 * i], y = (__m512i)v[2 * i + 1];                                         \
