@@ -64,6 +64,14 @@ class _Attended:
     scoring: Scoring
 
 
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """What the compiled calls read; addresses of what is bound."""
+
+    inputs: InputWeights
+    outputs: OutputWeights
+
+
 class FusedLayer:
     """Stands for one layer's forward function. Its weights are bound from outside before each call."""
 
@@ -73,6 +81,14 @@ class FusedLayer:
         self._original = original
         self._attended: _Attended | None = None
         self._is_refused = False
+        attention, mlp = self._layer.self_attn, self._layer.mlp
+        self._linears: list[StrategyLinear] = [
+            attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
+            mlp.gate_proj, mlp.up_proj, mlp.down_proj,
+        ]  # fmt: skip
+        head_norms = [getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
+        self._norms: list[Any] = [self._layer.post_attention_layernorm, self._layer.input_layernorm, *head_norms]
+        self._bound: tuple[list[object], _Weights | None] | None = None
 
     @property
     def is_used(self) -> bool:
@@ -118,47 +134,59 @@ class FusedLayer:
         self, hidden_1TD: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], cache: StepCache, attended: _Attended
     ) -> torch.Tensor | None:
         """Return the layer's result; None: its weights or tables are not what the compiled calls read."""
-        inputs, outputs = self._input_weights(), self._output_weights()
+        weights = self._bound_weights()
         hidden_TD = hidden_1TD[0].contiguous()
         cosines, sines = (table[0].contiguous() for table in rotary)
         is_plain = hidden_TD.dtype == cosines.dtype == sines.dtype == torch.bfloat16
-        if inputs is None or outputs is None or not is_plain or cosines.shape[-1] != inputs.head_width:
+        if weights is None or not is_plain or cosines.shape[-1] != weights.inputs.head_width:
             return None
         blocks = attended.blocks
         places_TK = cache.batch.write_rows(blocks.keys_NKTD.shape[1])
         kept = None
         if blocks.keys_NKTD.dtype == torch.bfloat16:
             kept = KeptStates(keys=blocks.keys_NKTD, values=blocks.values_NKTE, places_TK=places_TK)
-        states = layer_inputs(hidden_TD, (cosines, sines), inputs, kept)
+        states = layer_inputs(hidden_TD, (cosines, sines), weights.inputs, kept)
         if kept is None:
             _, keys, values = states
             blocks.write(places_TK, keys.transpose(0, 1)[None], values.transpose(0, 1)[None])
         attended_RHE = attend_stored(cache, blocks, states, attended.scoring)
-        return layer_outputs(attended_RHE.reshape(hidden_TD.shape[0], -1), hidden_TD, outputs)[None]
+        return layer_outputs(attended_RHE.reshape(hidden_TD.shape[0], -1), hidden_TD, weights.outputs)[None]
+
+    def _bound_weights(self) -> _Weights | None:
+        """Return the weights as the compiled calls read them; found anew only where others were bound since."""
+        marks = self._marks()
+        if self._bound is None or not _are_same(self._bound[0], marks):
+            inputs, outputs = self._input_weights(), self._output_weights()
+            weights = None if inputs is None or outputs is None else _Weights(inputs, outputs)
+            self._bound = (marks, weights)
+        return self._bound[1]
+
+    def _marks(self) -> list[object]:
+        """Return what is bound now. Whoever keeps it keeps the memory behind it from becoming something else."""
+        marks: list[object] = [linear.parts for linear in self._linears]
+        marks += [linear.bias_O for linear in self._linears]
+        return marks + [norm.weight for norm in self._norms]
 
     def _input_weights(self) -> InputWeights | None:
-        attention, norm = self._layer.self_attn, self._layer.input_layernorm
-        matrices = _matrices(attention.q_proj, attention.k_proj, attention.v_proj)
-        if matrices is None:
-            return None
-        query, key, value = matrices
-        norms = [getattr(getattr(attention, name, None), "weight", None) for name in ("q_norm", "k_norm")]
-        if not all(weight is None or weight.dtype == torch.bfloat16 for weight in (norm.weight, *norms)):
+        query, key, value = self._linears[:3]
+        norm, *head_norms = self._norms[1:]
+        matrices = _matrices(query, key, value)
+        if matrices is None or not all(each.weight.dtype == torch.bfloat16 for each in self._norms[1:]):
             return None
         return InputWeights(
             norm=norm.weight,
-            query=query,
-            key=key,
-            value=value,
-            query_norm=norms[0],
-            key_norm=norms[1],
+            query=matrices[0],
+            key=matrices[1],
+            value=matrices[2],
+            query_norm=head_norms[0].weight if head_norms else None,
+            key_norm=head_norms[1].weight if head_norms else None,
             epsilon=norm.variance_epsilon,
-            head_width=attention.head_dim,
+            head_width=self._layer.self_attn.head_dim,
         )
 
     def _output_weights(self) -> OutputWeights | None:
-        norm, mlp = self._layer.post_attention_layernorm, self._layer.mlp
-        matrices = _matrices(self._layer.self_attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        norm = self._norms[0]
+        matrices = _matrices(*self._linears[3:])
         if matrices is None or norm.weight.dtype != torch.bfloat16:
             return None
         output, gate, up, down = matrices
@@ -176,6 +204,10 @@ def _is_usual(layer: nn.Module) -> bool:
         return False
     is_gated = _GATED <= _children(found.mlp) <= _GATED | {"act_fn"} and type(found.mlp.act_fn).__name__ in _SILU
     return is_gated and found.self_attn.head_dim % HEAD_STEP == 0
+
+
+def _are_same(first: list[object], second: list[object]) -> bool:
+    return all(one is other for one, other in zip(first, second, strict=True))
 
 
 def _children(module: nn.Module) -> set[str]:

@@ -265,7 +265,7 @@ static void multiply_digits(const products_t *all) {
         const int64_t last = first + rows_in_pass(&all->x, first);
         const shape_t shape = shape_of(all, last - first);
         const int64_t num_blocks = (all->num_outputs + shape.block - 1) / shape.block;
-#pragma omp for schedule(static) nowait
+#pragma omp for schedule(guided, 2) nowait
         for (int64_t block = 0; block < num_blocks; block++) {
             const int64_t output = block * shape.block, end = output + shape.block;
             block_of(all, &shape, first, last, output, end < all->num_outputs ? end : all->num_outputs);
