@@ -114,3 +114,29 @@ def test_a_batch_with_a_fault_decides_nothing(tmp_path: Path):
         norm.variance_epsilon = sound
         runner.run(part(0, 0, 5))
         assert [layer.is_used for layer in layers(runner)] == [True, True]
+
+
+@pytest.mark.parametrize("attribute", ["down_proj", "q_proj", "norm"])
+def test_what_is_bound_anew_is_what_the_calls_read(attribute: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def bind_the_second_layers_in_the_first(runner: StageRunner) -> None:
+        first, second = modules(runner)
+        if attribute == "norm":
+            weight = second.input_layernorm.weight * 3
+            first.input_layernorm._parameters["weight"] = weight
+        else:
+            block = "mlp" if attribute == "down_proj" else "self_attn"
+            getattr(getattr(first, block), attribute).parts = getattr(getattr(second, block), attribute).parts
+
+    package = build_package("llama", "int8", tmp_path)
+    with StageRunner(package, is_strict=False) as runner:
+        before = runner.run(part(0, 0, 9))[0]
+        bind_the_second_layers_in_the_first(runner)
+        found = runner.run(part(0, 0, 9))[0]
+        assert all(layer.is_used for layer in layers(runner))
+    monkeypatch.setattr(fused_layer, "has_decoder_layer", lambda: False)
+    with StageRunner(package, is_strict=False) as runner:
+        runner.run(part(0, 0, 9))
+        bind_the_second_layers_in_the_first(runner)
+        expected = runner.run(part(0, 0, 9))[0]
+    assert (found - expected).norm() <= 0.03 * expected.norm()
+    assert (before - expected).norm() > 0.1 * expected.norm()
