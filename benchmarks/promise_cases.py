@@ -17,6 +17,7 @@ from benchmarks.serving_models import ModelFiles, model_files
 from benchmarks.streams import Stamps, figures_of, percentile, read_stream, read_streams
 from teengined.client.asynchronous import AsyncClient
 from teengined.core.device import DeviceSpec
+from teengined.core.model import ModelManifest, UnitKind
 from teengined.core.sampling import SamplingParams
 from teengined.modelpack.manifest import read_manifest
 from teengined.protocol.messages import Generate, LoadModel, PlanModel
@@ -104,14 +105,15 @@ def streamed_figures(directory: Path, package: str) -> Mapping[str, float]:
 
 
 def measure_stages(directory: Path) -> Sequence[Promise]:
-    """Compare two stages of half the layers on a core each with one stage on both cores; rounds in turns."""
+    """Compare two stages of half the weights on a core each with one stage on both cores; rounds in turns."""
     files = model_files(_MODEL, directory)
     package = files.package_name("int8")
-    num_layers = read_manifest(files.store / package).num_layers
+    manifest = read_manifest(files.store / package)
+    num_first = _even_split(manifest)
     cores = sorted(os.sched_getaffinity(0))[:2]
     whole = [_device(0, cores)]
     halves = [_device(index, [core]) for index, core in enumerate(cores)]
-    assignment = {"cpu:0": num_layers // 2, "cpu:1": num_layers - num_layers // 2}
+    assignment = {"cpu:0": num_first, "cpu:1": manifest.num_layers - num_first}
     rates: dict[str, list[float]] = {"one": [], "two": []}
     for _ in range(3):
         rates["one"].append(_eight_streams(directory, package, whole, None))
@@ -127,6 +129,17 @@ def measure_stages(directory: Path) -> Sequence[Promise]:
             details={"one stage": one, "two stages": two},
         )
     ]
+
+
+def _even_split(manifest: ModelManifest) -> int:
+    """Return how many layers, before the others and the head, are nearest to half of what a step reads."""
+    sizes = [0] * manifest.num_layers
+    for unit in manifest.units:
+        if unit.layer is not None:
+            sizes[unit.layer] += unit.size_bytes
+    head_bytes = sum(unit.size_bytes for unit in manifest.units if unit.kind is UnitKind.HEAD)
+    half_bytes = (sum(sizes) + head_bytes) / 2
+    return min(range(1, manifest.num_layers), key=lambda count: abs(sum(sizes[:count]) - half_bytes))
 
 
 def _eight_streams(
