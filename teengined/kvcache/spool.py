@@ -10,7 +10,8 @@ again then.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from teengined.core.plan import Tier
@@ -74,6 +75,8 @@ class Spool:
     """Hears of content that gave way to other content or went wrong."""
     write_early: bool = False
     """Write everything as soon as it can be, not only what may have to go: what is on disk outlives the stages."""
+    outlives: bool = False
+    """What is on disk is there for the next deployment: everything is to get there, and is written early."""
     num_lost: int = 0
     """Contents that nobody can have any more, since the beginning."""
     num_written: int = 0
@@ -98,6 +101,12 @@ class Spool:
         """Begin empty."""
         self._free_host = list(range(self.num_host_slots - 1, -1, -1))
         self._free_disk = list(range(self.num_disk_slots - 1, -1, -1))
+        self.write_early |= self.outlives
+
+    @property
+    def has_spare_host(self) -> bool:
+        """Whether something can be stored for which nothing is lost."""
+        return bool(self._free_host or self._clean)
 
     @property
     def num_host(self) -> int:
@@ -126,6 +135,27 @@ class Spool:
         stored = Stored(host=slot, serial=serial)
         self._file(stored)
         return stored
+
+    def disk_slots_by_use(self) -> Iterable[int]:
+        """Return the disk slots that nobody uses now, least recently used first."""
+        yield from self._below
+        yield from (stored.disk for stored in self._clean.values() if stored.disk is not None)
+
+    def claim_disk(self, slots: AbstractSet[int]) -> set[int]:
+        """Take those of these disk slots that are free, each for a `put_on_disk` or `give_disk_back`."""
+        claimed = set(self._free_disk) & slots
+        self._free_disk = [slot for slot in self._free_disk if slot not in claimed]
+        return claimed
+
+    def put_on_disk(self, slot: int, serial: int, digests: tuple[bytes, ...]) -> Stored:
+        """Note what lies in a claimed disk slot; it counts as used now."""
+        stored = Stored(disk=slot, serial=serial, digests=digests)
+        self._file(stored)
+        return stored
+
+    def give_disk_back(self, slots: Iterable[int]) -> None:
+        """Let claimed disk slots be free again."""
+        self._free_disk += sorted(slots, reverse=True)
 
     def touch(self, stored: Stored) -> None:
         """Count it as used now."""

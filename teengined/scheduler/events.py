@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from teengined.core.errors import TeengineError
 from teengined.core.request import FinishReason, Goal
 from teengined.core.sampling import SamplingParams
+from teengined.kvcache.kept import KeptBlock
 from teengined.protocol.worker_messages import (
     BlockCopy,
     PooledVector,
@@ -17,6 +18,7 @@ from teengined.protocol.worker_messages import (
 )
 
 __all__ = [
+    "BlocksFound",
     "Cancelled",
     "DraftModelOffered",
     "DraftWanted",
@@ -124,6 +126,13 @@ class PipelineReady:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlocksFound:
+    """The spool's files hold what an earlier deployment of the same settings left there. Told once, before anything."""
+
+    blocks: tuple[KeptBlock, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
     """Time passed; deadlines are looked at."""
 
@@ -154,6 +163,7 @@ Event = (
     | StepCompleted
     | StepFailed
     | SpoolReported
+    | BlocksFound
     | PipelineLost
     | PipelineReady
     | Tick

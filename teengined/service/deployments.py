@@ -28,6 +28,9 @@ from teengined.service.host_ledger import claim_of
 from teengined.service.host_pool import HostPool
 from teengined.service.metrics.call_meter import CallMeter
 from teengined.service.planning import Planned, Planner
+from teengined.service.prefix_fingerprint import fingerprint_of
+from teengined.service.prefix_keeper import PrefixKeeper
+from teengined.service.prefix_store import KeptPrefixes, PrefixStore
 from teengined.service.prompts import PromptReader
 from teengined.service.rendering.exchange import RenderBounds
 from teengined.service.segments import parser_for
@@ -65,6 +68,7 @@ class DeploymentSet:
     pool: WorkerPool
     runtime_dir: Path
     spool: SpoolDirectory
+    kept: PrefixStore
     host_pool: HostPool
     host_pool_path: str = ""
     """Where workers ask the pool for memory."""
@@ -173,6 +177,7 @@ class DeploymentSet:
         model.refuse_new()
         if not now:
             await model.wait_idle()
+            await model.save()
         await model.close()
         self._forget(name)
         logger.info("unloaded %s", name)
@@ -190,6 +195,7 @@ class DeploymentSet:
             async with asyncio.timeout(timeout_seconds):
                 for model in tuple(self._models.values()):
                     await model.wait_idle()
+                    await model.save()
         except TimeoutError:
             logger.warning("%d answers are cut off after %g s of drain", self.num_running, timeout_seconds)
 
@@ -243,16 +249,17 @@ class DeploymentSet:
         except BaseException:
             await asyncio.to_thread(text.close)
             raise
-        spool = spool_limits(config.kv, planned, available_memory_bytes())
+        spool, kept = await self._spool(request, package_dir, planned)
         options = replace(
             self._stage_options(request, planned, spool),
             package_dir=package_dir,
-            spool_dir=self.spool.make(place.id) if spool.num_disk_slots else None,
+            spool_dir=self._spool_dir(place, spool, kept),
             address_dir=self.runtime_dir / "stages" / place.id,
             host_pool_ticket=place.host_pool_ticket,
         )
         policy = self.planner.registry.scheduling_policy(config.batching.scheduling_policy)
-        return LoadedModel(
+        scheduler_limits = with_drafts(_scheduler_limits(config, planned, spool), config.speculation, request)
+        model = LoadedModel(
             id=place.id,
             name=name,
             package=request.plan.model,
@@ -263,11 +270,7 @@ class DeploymentSet:
             prompts=PromptReader(text, plan.context_tokens, lambda: datetime.now().astimezone()),
             parser=parser_for(text.template_source, text.special_tokens, planned.manifest.architecture),
             request_limits=_request_limits(config, name, planned),
-            scheduler=Scheduler(
-                policy,
-                with_drafts(_scheduler_limits(config, planned, spool), config.speculation, request),
-                ready=False,
-            ),
+            scheduler=Scheduler(policy, scheduler_limits, ready=False),
             speed=SpeedMeter(plan, planned.profiles.host.disk_read_bytes_per_second),
             pool=self.pool,
             limits=config.limits,
@@ -276,6 +279,39 @@ class DeploymentSet:
             host_pool_bytes=place.host_pool_bytes,
             draft=draft,
         )
+        if kept is not None:
+            model.keeper = PrefixKeeper(
+                kept=kept,
+                store=self.kept,
+                scheduler=model.scheduler,
+                num_stages=len(plan.stages),
+                interval_seconds=config.kv.kept_interval,
+            )
+        return model
+
+    async def _spool(
+        self, request: LoadModel, package_dir: Path, planned: Planned
+    ) -> tuple[SpoolLimits, KeptPrefixes | None]:
+        """Return the room for KV below the devices, and where it outlives the deployment, if it can."""
+        limits = spool_limits(self.config.kv, planned, available_memory_bytes())
+        if not limits.outlives:
+            return limits, None
+        settings: dict[str, int | str] = {
+            "block_tokens": planned.planning.block_tokens,
+            "kv_dtype": planned.planning.kv_dtype,
+            "numerics": request.plan.numerics or self.config.planning.numerics,
+            "num_disk_slots": limits.num_disk_slots,
+        }
+        described = self.planner.profiles.descriptions.values()
+        versions = sorted({version for device in described for version in device.library_versions})
+        fingerprint = await asyncio.to_thread(fingerprint_of, package_dir, planned.plan, versions, settings)
+        kept = await asyncio.to_thread(self.kept.open, request.plan.model, fingerprint)
+        return replace(limits, outlives=kept is not None), kept
+
+    def _spool_dir(self, place: _Place, spool: SpoolLimits, kept: KeptPrefixes | None) -> Path | None:
+        if kept is not None:
+            return kept.path
+        return self.spool.make(place.id) if spool.num_disk_slots else None
 
     def _stage_options(self, request: LoadModel, planned: Planned, spool: SpoolLimits) -> StageOptions:
         """Return what stages are told, but for the places that are the deployment's own."""

@@ -6,7 +6,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from teengined.core.model import ALIGNMENT_BYTES
 from teengined.core.plan import Plan
+from teengined.kvcache.kept import MAX_KEPT_BLOCKS
 from teengined.scheduler.limits import SpoolLimits
 from teengined.scheduler.restore_costs import Speeds
 from teengined.service.planning import Planned
@@ -33,14 +35,24 @@ def spool_limits(settings: KvSettings, planned: Planned, available_bytes: int) -
         return SpoolLimits()
     host_bytes = min(settings.host_spool, available_bytes // _HOST_SHARE)
     num_host_slots = host_bytes // block_bytes
+    num_disk_slots = settings.disk_spool // block_bytes if num_host_slots else 0
+    if settings.kept_spool:  # More than may be kept is not written in the first place.
+        num_disk_slots = min(num_disk_slots, MAX_KEPT_BLOCKS, settings.kept_spool // _slot_bytes(planned))
     return SpoolLimits(
         num_host_slots=num_host_slots,
-        num_disk_slots=settings.disk_spool // block_bytes if num_host_slots else 0,
+        num_disk_slots=num_disk_slots,
+        outlives=settings.kept_spool > 0 and num_disk_slots > 0,
         checkpoint_tokens=settings.checkpoint_tokens if settings.disk_spool else 0,
         checkpoint_seconds=settings.checkpoint_seconds if settings.disk_spool else 0.0,
         max_restored_blocks=max(1, settings.max_restore // block_bytes),
         speeds=_predicted(planned, plan, block_bytes),
     )
+
+
+def _slot_bytes(planned: Planned) -> int:
+    """Return what a block takes in the files of all stages: whole pages in each."""
+    sizes = [stage.kv_bytes // planned.planning.num_blocks for stage in planned.plan.stages]
+    return sum(-(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for size in sizes)
 
 
 def _predicted(planned: Planned, plan: Plan, block_bytes: int) -> Speeds:
