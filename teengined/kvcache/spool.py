@@ -40,6 +40,8 @@ class Stored:
     is_writing: bool = False
     is_fetching: bool = False
     is_dropped: bool = False
+    is_written: bool = False
+    """It was on disk and gave way there to what was used later: it is not written again."""
 
     @property
     def is_busy(self) -> bool:
@@ -88,9 +90,11 @@ class Spool:
     _free_host: list[int] = field(init=False)
     _free_disk: list[int] = field(init=False)
     _dirty: OrderedDict[int, Stored] = field(default_factory=OrderedDict[int, Stored])
-    """Only in host memory, by slot, least recently used first. As the next two without those that are busy."""
+    """Only in host memory, by slot, least recently used first. As the next three without those that are busy."""
     _clean: OrderedDict[int, Stored] = field(default_factory=OrderedDict[int, Stored])
     """In host memory and on disk, by host slot."""
+    _settled: OrderedDict[int, Stored] = field(default_factory=OrderedDict[int, Stored])
+    """Only in host memory, by slot, and not to be written again."""
     _below: OrderedDict[int, Stored] = field(default_factory=OrderedDict[int, Stored])
     """Only on disk, by disk slot."""
     _moving: dict[tuple[int, int], Stored] = field(default_factory=dict[tuple[int, int], Stored])
@@ -105,8 +109,8 @@ class Spool:
 
     @property
     def has_spare_host(self) -> bool:
-        """Whether something can be stored for which nothing is lost."""
-        return bool(self._free_host or self._clean)
+        """Whether something can be stored without losing what is still to be written."""
+        return bool(self._free_host or self._clean or self._settled)
 
     @property
     def num_host(self) -> int:
@@ -227,15 +231,16 @@ class Spool:
 
     def lose_host(self) -> None:
         """Forget what is in host memory and every move under way: the stages are gone. What is on disk stays."""
-        for stored in [*self._dirty.values(), *self._clean.values(), *self._moving.values()]:
+        known = (*self._dirty.values(), *self._settled.values(), *self._clean.values(), *self._moving.values())
+        for stored in known:
             if stored.is_writing and stored.disk is not None:
                 self._free_disk.append(stored.disk)
                 stored.disk = None
             stored.host, stored.is_writing, stored.is_fetching = None, False, False
-        lost = [stored for stored in (*self._dirty.values(), *self._moving.values()) if stored.disk is None]
-        kept = [stored for stored in (*self._clean.values(), *self._moving.values()) if stored.disk is not None]
+        lost = [stored for stored in known if stored.disk is None]
+        kept = [stored for stored in known if stored.disk is not None]
         self._free_host = list(range(self.num_host_slots - 1, -1, -1))
-        for table in (self._dirty, self._clean, self._moving, self._ordered):
+        for table in (self._dirty, self._settled, self._clean, self._moving, self._ordered):
             table.clear()
         for stored in lost:
             self._lose(stored)
@@ -265,8 +270,9 @@ class Spool:
             stored.host = None
             self._file(stored)
             return slot
-        if self._dirty:
-            slot, stored = self._dirty.popitem(last=False)
+        table = self._settled or self._dirty
+        if table:
+            slot, stored = table.popitem(last=False)
             stored.host = None
             self._lose(stored)
             return slot
@@ -275,11 +281,20 @@ class Spool:
     def _take_disk(self) -> int | None:
         if self._free_disk:
             return self._free_disk.pop()
-        if not self._below:
+        if self._below:
+            slot, stored = self._below.popitem(last=False)
+            stored.disk = None
+            self._lose(stored)
+            return slot
+        return self._take_copy() if self.write_early else None
+
+    def _take_copy(self) -> int | None:
+        """Return the disk slot of what is in host memory too: what outlives the stages is what was used last."""
+        if not self._clean:
             return None
-        slot, stored = self._below.popitem(last=False)
-        stored.disk = None
-        self._lose(stored)
+        _, stored = self._clean.popitem(last=False)
+        slot, stored.disk, stored.is_written = stored.disk, None, True
+        self._file(stored)
         return slot
 
     def _begin_writes(self) -> None:
@@ -312,6 +327,7 @@ class Spool:
         if stored.host is not None:
             self._dirty.pop(stored.host, None)
             self._clean.pop(stored.host, None)
+            self._settled.pop(stored.host, None)
         if stored.disk is not None and self._below.get(stored.disk) is stored:
             del self._below[stored.disk]
 
@@ -322,7 +338,8 @@ class Spool:
         if stored.is_dropped:
             self._free(stored)
         elif stored.host is not None:
-            (self._dirty if stored.disk is None else self._clean)[stored.host] = stored
+            fresh = self._settled if stored.is_written else self._dirty
+            (fresh if stored.disk is None else self._clean)[stored.host] = stored
         elif stored.disk is not None:
             self._below[stored.disk] = stored
 

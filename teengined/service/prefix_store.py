@@ -63,6 +63,8 @@ class KeptPrefixes:
 
         After a crash of the machine the manifest may be older than the slots, or newer: their digests tell.
         """
+        if self._fd < 0:
+            return ""  # It may be another deployment's by now.
         temporary = self.path / f"{_MANIFEST}.new"
         try:
             _write_synced(temporary, encode_manifest(manifest, self.key))

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 
+from teengined.kvcache.kept import MAX_KEPT_BLOCKS
 from teengined.service.settings import KvSettings
 from teengined.service.spool import SpoolDirectory, spool_limits
 
@@ -46,6 +47,18 @@ def test_without_host_memory_there_is_no_disk_and_without_disk_no_checkpoint():
     assert not spool_limits(
         KvSettings(checkpoint_tokens=64, checkpoint_seconds=5.0), planned(), 1 << 30
     ).has_checkpoints
+
+
+def test_what_is_kept_is_no_more_than_may_be_kept():
+    kept = KvSettings(disk_spool=99_999, kept_spool=3 * 8192)
+    many = KvSettings(disk_spool=1 << 40, kept_spool=1 << 40)
+
+    limits = spool_limits(kept, planned(), 1 << 30)
+
+    assert (limits.num_disk_slots, limits.outlives) == (3, True)
+    assert spool_limits(many, planned(), 1 << 30).num_disk_slots == MAX_KEPT_BLOCKS
+    assert not spool_limits(KvSettings(kept_spool=1 << 30), planned(), 1 << 30).outlives
+    assert not spool_limits(KvSettings(disk_spool=99_999), planned(), 1 << 30).outlives
 
 
 def test_speeds_are_those_of_the_plan_and_the_measurements():
