@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from teengined.kvcache.prefix import Node, PrefixIndex
-from teengined.kvcache.spool import Spool
+from teengined.kvcache.spool import Spool, Stored
 
 __all__ = ["MAX_KEPT_BLOCKS", "KeptBlock", "kept_blocks", "take_over", "without_old"]
 
@@ -97,17 +97,16 @@ def take_over(index: PrefixIndex, spool: Spool, blocks: Sequence[KeptBlock]) -> 
 
     One whose slot does not exist, or is another's too, is passed over, and so is what follows it.
     """
-    slots = spool.claim_disk({block.slot for block in blocks})
-    nodes: dict[int, Node] = {}
+    slots = set[int]() if spool.num_disk else set(range(spool.num_disk_slots))
+    found: dict[int, Node] = {}
     for place, block in enumerate(blocks):
-        if block.slot in slots and (node := _insert(index, nodes, block)) is not None:
+        if block.slot in slots and (node := _insert(index, found, block)) is not None:
             slots.remove(block.slot)
-            nodes[place] = node
-    for place, node in sorted(nodes.items(), key=lambda item: blocks[item[0]].rank):
-        block = blocks[place]
-        node.stored = spool.put_on_disk(block.slot, node.serial, block.digests)
-    spool.give_disk_back(slots)
-    return len(nodes)
+            found[place] = node
+            node.stored = Stored(disk=block.slot, serial=node.serial, digests=block.digests)
+    by_use = sorted(found, key=lambda place: blocks[place].rank)
+    spool.put_on_disk([stored for place in by_use if (stored := found[place].stored) is not None])
+    return len(found)
 
 
 def _insert(index: PrefixIndex, nodes: dict[int, Node], block: KeptBlock) -> Node | None:

@@ -10,8 +10,7 @@ again then.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from teengined.core.plan import Tier
@@ -145,21 +144,12 @@ class Spool:
         yield from self._below
         yield from (stored.disk for stored in self._clean.values() if stored.disk is not None)
 
-    def claim_disk(self, slots: AbstractSet[int]) -> set[int]:
-        """Take those of these disk slots that are free, each for a `put_on_disk` or `give_disk_back`."""
-        claimed = set(self._free_disk) & slots
-        self._free_disk = [slot for slot in self._free_disk if slot not in claimed]
-        return claimed
-
-    def put_on_disk(self, slot: int, serial: int, digests: tuple[bytes, ...]) -> Stored:
-        """Note what lies in a claimed disk slot; it counts as used now."""
-        stored = Stored(disk=slot, serial=serial, digests=digests)
-        self._file(stored)
-        return stored
-
-    def give_disk_back(self, slots: Iterable[int]) -> None:
-        """Let claimed disk slots be free again."""
-        self._free_disk += sorted(slots, reverse=True)
+    def put_on_disk(self, contents: Sequence[Stored]) -> None:
+        """Take in what lies in disk slots that are free, each in its own, least recently used first."""
+        taken = {stored.disk for stored in contents}
+        self._free_disk = [slot for slot in self._free_disk if slot not in taken]
+        for stored in contents:
+            self._file(stored)
 
     def touch(self, stored: Stored) -> None:
         """Count it as used now."""

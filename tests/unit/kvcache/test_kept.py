@@ -165,3 +165,10 @@ def test_random_blocks_never_confuse_the_slots(seed: int):
         assert len(told) == num_taken == spool.num_disk == len({item.slot for item in told})
         assert sorted([*spool._free_disk, *(item.slot for item in told)]) == list(range(6))
         assert {item.slot for item in told} <= {item.slot for item in blocks}
+
+
+def test_nothing_is_taken_over_where_something_is_on_disk_already():
+    cache = computed((1, 2))
+
+    assert take_over(cache.tiers.index, cache.tiers.spool, [block(slot=5, token_ids=(3, 4))]) == 0
+    assert cache.tiers.spool.num_disk == len(cache.tiers.index) == 1

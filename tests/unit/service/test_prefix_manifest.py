@@ -13,8 +13,8 @@ KEY, OTHER_KEY = bytes(32), bytes([1]) * 32
 
 
 def block(slot: int, parent: int = -1, **changed: Any) -> KeptBlock:
-    values: dict[str, Any] = {"slot": slot, "parent": parent, "salt": b"" if parent >= 0 else b"salt"}
-    return KeptBlock(**values | {"token_ids": (1, 2), "digests": (b"d", b"e")} | changed)
+    values: dict[str, Any] = {"slot": slot, "parent": parent, "salt": b"" if parent >= 0 else b"salt"} | changed
+    return KeptBlock(token_ids=(1, 2), digests=(b"d", b"e"), **values)
 
 
 def manifest(*blocks: KeptBlock, **changed: Any) -> PrefixManifest:

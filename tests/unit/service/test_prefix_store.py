@@ -17,9 +17,14 @@ MANIFEST = PrefixManifest(
 )
 
 
-def store(tmp_path: Path, max_bytes: int = 1 << 20, **changed) -> PrefixStore:
-    values = {"max_age_seconds": DAY, "now": lambda: NOW} | changed
-    return PrefixStore(root=tmp_path / "kept", key_path=tmp_path / "spool.key", max_bytes=max_bytes, **values)
+def store(tmp_path: Path, max_bytes: int = 1 << 20) -> PrefixStore:
+    return PrefixStore(
+        root=tmp_path / "kept",
+        key_path=tmp_path / "spool.key",
+        max_bytes=max_bytes,
+        max_age_seconds=DAY,
+        now=lambda: NOW,
+    )
 
 
 def opened(where: PrefixStore, package: str = "tiny", fingerprint: str = "this") -> KeptPrefixes:
