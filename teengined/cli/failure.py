@@ -30,6 +30,9 @@ def report(error: BaseException, *, debug: bool, words: Sequence[str] = (), stre
         return BROKEN_PIPE
     if isinstance(error, (KeyboardInterrupt, EOFError, click.Abort)):
         return INTERRUPTED
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        print(error.format_message(), file=stream or sys.stderr)
+        return _USAGE
     if debug:
         traceback.print_exception(error, file=stream or sys.stderr)
     message, hint, code = lines_of(error, words)

@@ -1,14 +1,16 @@
 """Loading a model with a progress line; `load`, `run` and `demo` share it."""
 
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from teengined.cli.progress import Progress, Step
-from teengined.protocol.messages import Loaded, LoadModel, LoadProgress
+from teengined.core.errors import Conflict
+from teengined.protocol.messages import Deployment, Loaded, LoadModel, LoadProgress
 
 if TYPE_CHECKING:
     from teengined.client import Client
 
-__all__ = ["is_loaded", "load", "progress_step"]
+__all__ = ["load", "load_if_absent", "progress_step"]
 
 
 def load(client: "Client", request: LoadModel, progress: Progress) -> Loaded:
@@ -20,9 +22,45 @@ def load(client: "Client", request: LoadModel, progress: Progress) -> Loaded:
         progress.close()
 
 
-def is_loaded(client: "Client", name: str) -> bool:
-    """Say whether requests for `name` would be answered now."""
-    return any(item.model == name and item.state == "ready" for item in client.deployments().deployments)
+def load_if_absent(client: "Client", request: LoadModel, open_progress: Callable[[], Progress]) -> None:
+    """Load a model unless requests for it would be answered now.
+
+    Raises:
+        Conflict: they would, but not as `request` asks for.
+    """
+    name = request.name or request.plan.model
+    for deployment in client.deployments(placements=False).deployments:
+        if deployment.model == name and deployment.state == "ready":
+            _check_loaded_so(deployment, request)
+            return
+    load(client, request, open_progress())
+
+
+def _check_loaded_so(deployment: Deployment, request: LoadModel) -> None:
+    unlike = ", ".join(_differences(deployment, request))
+    if unlike:
+        name = deployment.model
+        raise Conflict(
+            f"{name} is loaded already, and {unlike}",
+            hint=f"`teengine unload {name}`, then this command again; or `teengine load` it under another --name",
+        )
+
+
+def _differences(deployment: Deployment, request: LoadModel) -> Iterator[str]:
+    """Yield in words what only a load can settle and was settled otherwise.
+
+    Empty is what was not asked for, or what an older daemon does not tell.
+    """
+    if request.draft and request.draft != deployment.draft:
+        yield f"{deployment.draft or 'no model'} drafts for it, not {request.draft}"
+    settled = (
+        ("--speculation", "" if request.speculation == "off" else request.speculation, deployment.speculation),
+        ("--numerics", request.plan.numerics, deployment.numerics),
+        ("--kv-dtype", request.plan.kv_dtype, deployment.kv_dtype),
+    )
+    for option, asked, loaded in settled:
+        if asked and loaded and asked != loaded:
+            yield f"it was loaded with {option} {loaded}, not {asked}"
 
 
 def progress_step(told: LoadProgress, name: str) -> Step:

@@ -62,6 +62,8 @@ class Listing(Generic[T]):
     name: Callable[[T], str]
     extra: dict[str, Any] = field(default_factory=dict[str, Any])
     """Further top-level fields of the JSON form."""
+    nothing: str = ""
+    """What to tell people in the place of a table without rows."""
 
 
 def table_lines(columns: Sequence[Column[T]], items: Iterable[T]) -> list[str]:
@@ -89,6 +91,9 @@ def write_listing(listing: Listing[T], output: OutputFormat) -> None:
         lines = [json.dumps(to_mapping(item)) for item in listing.items]
     elif output is OutputFormat.NAME:
         lines = [listing.name(item) for item in listing.items]
+    elif listing.nothing and not listing.items:
+        click.echo(listing.nothing, err=True)
+        return
     else:
         lines = table_lines(listing.columns, listing.items)
     sys.stdout.writelines(f"{line}\n" for line in lines)

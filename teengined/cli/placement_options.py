@@ -1,4 +1,4 @@
-"""The options that say where and how a model is to run; `plan` and `load` take the same ones."""
+"""The options that say where and how a model is to run; `plan` and `load` take the same ones, `run` some of them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,27 @@ import click
 from teengined.cli.model_name import MODEL
 from teengined.core.plan import Objective
 
-__all__ = ["placement_options", "plan_fields"]
+__all__ = ["numeric_options", "placement_options", "plan_fields"]
+
+
+def numeric_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how a model computes, named as the fields of `PlanModel`."""
+    options = (
+        click.option(
+            "--numerics",
+            type=click.Choice(["default", "strict"]),
+            help="strict: an answer does not depend, to the last bit, on what else runs; slower. Else as configured.",
+        ),
+        click.option(
+            "--kv-dtype",
+            "kv_dtype",
+            type=click.Choice(["auto", "int8"]),
+            help="How keys and values are stored: auto as they are computed, or int8. Else as configured.",
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 def placement_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,6 +53,7 @@ def placement_options(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="SHARE",
             help="Keep at most this share of each stage's layers on its device, for measuring.",
         ),
+        numeric_options,
     )
     for option in reversed(options):
         function = option(function)

@@ -61,6 +61,8 @@ class _Rated(Progress):
         self._began_seconds = self._shown_seconds = 0.0
         self._began_done = 0
         self._pending: Step | None = None
+        self._drawn: tuple[int, int] | None = None
+        """Amounts of the label that are on the stream already: the end of a job may be told more than once."""
 
     def show(self, step: Step) -> None:
         """Draw the step if it is a new label, the last of its label, or due."""
@@ -68,7 +70,9 @@ class _Rated(Progress):
         if step.label != self._label:
             self.close()
             self._label, self._began_seconds, self._began_done = step.label, now_seconds, step.done
-            self._shown_seconds = float("-inf")
+            self._shown_seconds, self._drawn = float("-inf"), None
+        if (step.done, step.total) == self._drawn:
+            return
         self._pending = step
         if now_seconds - self._shown_seconds >= self._seconds_between or step.done >= step.total:
             self._draw(now_seconds)
@@ -78,6 +82,7 @@ class _Rated(Progress):
             return
         elapsed_seconds = now_seconds - self._began_seconds
         self._shown_seconds = now_seconds
+        self._drawn = (self._pending.done, self._pending.total)
         self._put(step_line(_rated(self._pending, self._began_done, elapsed_seconds)))
         self._pending = None
 

@@ -10,9 +10,9 @@ __all__ = ["AsyncClient"]
 class AsyncClient(AsyncInspection):
     """As `teengined.client.Client`, for one event loop. Calls may run side by side."""
 
-    async def status(self) -> wire.Status:
-        """Return the daemon, its devices and deployments."""
-        return await self._call(wire.GetStatus(), wire.Status)
+    async def status(self, *, placements: bool = True) -> wire.Status:
+        """Return the daemon, its devices and deployments; without `placements` as in `deployments`."""
+        return await self._call(wire.GetStatus(placements=placements), wire.Status)
 
     async def models(self, prefix: str = "") -> wire.ModelList:
         """Return the packages in the store."""
@@ -26,9 +26,9 @@ class AsyncClient(AsyncInspection):
         """Delete a package that is not loaded."""
         await self._call(wire.RemoveModel(model=model), wire.Done, long=True)
 
-    async def deployments(self) -> wire.DeploymentList:
-        """Return the loaded models."""
-        return await self._call(wire.ListDeployments(), wire.DeploymentList)
+    async def deployments(self, *, placements: bool = True) -> wire.DeploymentList:
+        """Return the loaded models; without `placements`, their plans leave out where each unit rests."""
+        return await self._call(wire.ListDeployments(placements=placements), wire.DeploymentList)
 
     async def plan(self, request: wire.PlanModel) -> wire.PlanReply:
         """Return the plan that `load` would use now."""

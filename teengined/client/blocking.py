@@ -16,9 +16,9 @@ class Client(BlockingInspection):
     after each `timeout_seconds` of silence it is asked whether it still lives.
     """
 
-    def status(self) -> wire.Status:
-        """Return the daemon, its devices and deployments."""
-        return self._call(wire.GetStatus(), wire.Status)
+    def status(self, *, placements: bool = True) -> wire.Status:
+        """Return the daemon, its devices and deployments; without `placements` as in `deployments`."""
+        return self._call(wire.GetStatus(placements=placements), wire.Status)
 
     def models(self, prefix: str = "") -> wire.ModelList:
         """Return the packages in the store."""
@@ -32,9 +32,9 @@ class Client(BlockingInspection):
         """Delete a package that is not loaded."""
         self._call(wire.RemoveModel(model=model), wire.Done, long=True)
 
-    def deployments(self) -> wire.DeploymentList:
-        """Return the loaded models."""
-        return self._call(wire.ListDeployments(), wire.DeploymentList)
+    def deployments(self, *, placements: bool = True) -> wire.DeploymentList:
+        """Return the loaded models; without `placements`, their plans leave out where each unit rests."""
+        return self._call(wire.ListDeployments(placements=placements), wire.DeploymentList)
 
     def plan(self, request: wire.PlanModel) -> wire.PlanReply:
         """Return the plan that `load` would use now."""

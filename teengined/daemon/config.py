@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from teengined.client.endpoint import default_runtime_dir
+from teengined.core.errors import ConfigError
 from teengined.service.config import ConfigSources
 from teengined.service.settings import Config
 
-__all__ = ["Directories", "directories_of", "parse_flags", "sources_of"]
+__all__ = ["Directories", "check_directories", "directories_of", "parse_flags", "sources_of"]
 
 # Flags that set one key of the configuration.
 _KEYS = {
@@ -67,6 +68,17 @@ def directories_of(config: Config, environment: Mapping[str, str] = os.environ) 
     state = Path(config.daemon.state_dir) if config.daemon.state_dir else _default_state_dir(environment)
     store = Path(config.store.dir) if config.store.dir else state / "models"
     return Directories(runtime=runtime.absolute(), state=state.absolute(), store=store.absolute())
+
+
+def check_directories(directories: Directories) -> None:
+    """Refuse a file in the place of a directory; what is not there is made when it is needed.
+
+    Raises:
+        ConfigError: the store or the state directory is one.
+    """
+    for flag, path in (("--store", directories.store), ("--state-dir", directories.state)):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path} is no directory", hint=f"name another with {flag}")
 
 
 def _default_state_dir(environment: Mapping[str, str]) -> Path:

@@ -10,7 +10,7 @@ import sys
 
 from teengined import __version__
 from teengined.core.errors import TeengineError
-from teengined.daemon.config import Directories, directories_of, parse_flags, sources_of
+from teengined.daemon.config import Directories, check_directories, directories_of, parse_flags, sources_of
 from teengined.daemon.logs import set_up_logging
 from teengined.daemon.notify import Notifier
 from teengined.daemon.wiring import Daemon, Inventory, take_inventory, wire
@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         set_up_logging(loaded.config.daemon.log_format, loaded.config.daemon.log_level)
         inventory = take_inventory(loaded)
         directories = directories_of(loaded.config)
+        check_directories(directories)
         if flags.check:
             _print_check(inventory, directories)
             return 0

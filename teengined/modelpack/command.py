@@ -3,25 +3,27 @@
 import logging
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from teengined.core.errors import RequestError
+from teengined.core.errors import RequestError, SourceError
 from teengined.core.model import ModelManifest
 from teengined.core.quantities import parse_bytes, parse_count
 from teengined.interfaces.precision import PrecisionStrategy
 from teengined.interfaces.registry import PluginRegistry
-from teengined.interfaces.source import Checkpoint
+from teengined.interfaces.source import Checkpoint, ModelSource
 from teengined.modelpack.aliases import ALIASES, fetch_alias
 from teengined.modelpack.choices import AUTO, resolve_compute_dtype, resolve_precision
 from teengined.modelpack.converter import ConversionOptions, convert
-from teengined.modelpack.naming import directory_of
+from teengined.modelpack.naming import check_name, directory_of
 from teengined.modelpack.precision_budget import BudgetRequest, ChosenPrecisions, choose_precisions
 from teengined.modelpack.precision_rules import PrecisionRule, parse_precision
 from teengined.modelpack.progress import ReportProgress
+from teengined.modelpack.references import looks_like_path, unknown_reference
 from teengined.modelpack.shapes import KNOWN_SHAPES, config_like
 from teengined.modelpack.synthesis import SynthesisOptions, synthesise
 
@@ -33,6 +35,7 @@ PRECISION_FILE = "precision.json"
 # Offered beside the precision that keeps what the source has.
 _NARROWER = ("int8", "int4")
 _POLICY = "least-error"
+_EXAMPLES = {"budget": "600MB", "parameters": "30B", "distinct": "30GB"}
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]+|-{2,}")
 
 
@@ -83,10 +86,10 @@ def run_convert(command: ConvertCommand, registry: PluginRegistry, report: Repor
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("gguf").setLevel(logging.ERROR)
-    name = command.name or default_name(command.reference)
+    name = check_name(command.name) if command.name else default_name(command.reference)
     alias = ALIASES.get(command.reference)
     opened = str(fetch_alias(alias, command.cache)) if alias is not None else command.reference
-    checkpoint = registry.source_for(opened).open(opened)
+    checkpoint = _source_for(opened, registry).open(opened)
     try:
         asked = parse_precision(command.precision)
         strategy = registry.precision(resolve_precision(asked.base, checkpoint.tensors()))
@@ -120,11 +123,8 @@ def run_synth(command: SynthCommand, registry: PluginRegistry, report: ReportPro
     """
     transformers_logging.set_verbosity_error()
     precision = "bf16" if command.precision == AUTO else command.precision
-    try:
-        num_parameters = parse_count(command.parameters) if command.parameters else None
-        distinct_bytes = parse_bytes(command.distinct) if command.distinct else None
-    except ValueError as error:
-        raise RequestError(str(error)) from error
+    num_parameters = _number("parameters", command.parameters, parse_count)
+    distinct_bytes = _number("distinct", command.distinct, parse_bytes)
     strategy = registry.precision(precision)
     options = SynthesisOptions(
         name=command.name,
@@ -141,6 +141,22 @@ def run_synth(command: SynthCommand, registry: PluginRegistry, report: ReportPro
     manifest = synthesise(config_like(command.like), strategy, options)
     distinct_share = manifest.stored_bytes / manifest.size_bytes
     return {**_told(manifest, command.store), "distinct_share": distinct_share}
+
+
+def _source_for(reference: str, registry: PluginRegistry) -> ModelSource:
+    if not reference.strip():  # Which is the current directory, and nobody means that.
+        raise unknown_reference(reference)
+    try:
+        return registry.source_for(reference)
+    except SourceError as error:
+        raise unknown_reference(reference) from error
+
+
+def _number(option: str, text: str, parse: Callable[[str], int]) -> int | None:
+    try:
+        return parse(text) if text else None
+    except ValueError as error:
+        raise RequestError(f"--{option}: {error}", hint=f"such as --{option} {_EXAMPLES[option]}") from error
 
 
 def _told(manifest: ModelManifest, store: Path) -> dict[str, Any]:
@@ -179,7 +195,7 @@ def _chosen(
         raise RequestError("--budget needs a text to measure errors on", hint="name a file: --calibration FILE")
     names = dict.fromkeys((widest.name, *_NARROWER))
     request = BudgetRequest(
-        budget_bytes=_budget_bytes(command.budget),
+        budget_bytes=_number("budget", command.budget, parse_bytes) or 0,
         calibration_file=command.calibration,
         strategies=[registry.precision(name) for name in names],
         policy=registry.precision_policies()[_POLICY],
@@ -187,13 +203,6 @@ def _chosen(
         clock=time.monotonic,
     )
     return choose_precisions(checkpoint, resolve_compute_dtype(command.compute_dtype, widest.name), request)
-
-
-def _budget_bytes(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise RequestError(f"--budget {text!r:.40} is no size: {error}", hint="such as 600MB or 1.5GiB") from error
 
 
 def _rules_of_ends(strategy: PrecisionStrategy) -> tuple[PrecisionRule, ...]:
@@ -206,7 +215,7 @@ def default_name(reference: str) -> str:
     if reference in ALIASES:
         return reference
     path = Path(reference).expanduser()
-    if not path.exists() and reference.count("/") == 1 and path.suffix != ".gguf":
+    if not path.exists() and "/" in reference and not looks_like_path(reference):
         return reference.partition("@")[0]
     stem = path.resolve().name
     stem = stem[: -len(".gguf")] if stem.lower().endswith(".gguf") else stem

@@ -74,7 +74,9 @@ def mapping_disk_errors(store: Path) -> Generator[None]:
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise PackageError(f"{store} cannot be written to: {error.strerror}") from error
+            raise PackageError(
+                f"{store} cannot be written to: {error.strerror}", hint="name another place with --store"
+            ) from error
         free = format_bytes(_available_bytes(store))
         raise _disk_full(store, f"the disk filled up while converting; {free} are free now") from error
 

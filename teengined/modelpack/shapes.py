@@ -163,7 +163,10 @@ def config_like(reference: str) -> dict[str, Any]:
             raise RequestError(f"{path} is larger than {_MAX_CONFIG_BYTES} bytes, which no config.json is")
         table: object = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise RequestError(f"{path} cannot be read: {error!s:.200}") from error
+        raise RequestError(
+            f"{path} cannot be read: {error!s:.200}",
+            hint=f"it must be JSON; or name a shape: {', '.join(KNOWN_SHAPES)}",
+        ) from error
     if not isinstance(table, dict):
         raise RequestError(f"{path} is not a JSON object")
     return cast("dict[str, Any]", table)

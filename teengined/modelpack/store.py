@@ -6,9 +6,11 @@ from pathlib import Path
 from teengined.core.errors import Conflict, PackageError, UnknownModel
 from teengined.core.model import ModelManifest
 from teengined.core.nearest import nearest
+from teengined.modelpack.aliases import ALIASES
 from teengined.modelpack.layout import MANIFEST_FILE
 from teengined.modelpack.manifest import check_files, read_manifest
 from teengined.modelpack.naming import directory_of, name_in
+from teengined.modelpack.references import looks_like_path
 from teengined.modelpack.spread import remove_tree, spread_target
 from teengined.modelpack.workspace import is_abandoned, lock_path, locked, temporary_directories
 
@@ -116,6 +118,10 @@ class PackageStore:
         near = nearest(name, names, num_names=3, cutoff=0.5)
         if near:
             return f"did you mean {', '.join(near)}?"
+        if looks_like_path(name):
+            return f"`teengine convert {name:.120}` makes a package of it"
+        if name in ALIASES or "/" in name:
+            return f"`teengine pull {name:.120}` gets it"
         if names:
             return f"there are: {', '.join(names[:10])}"
         return "get one with `teengine pull smollm2`"

@@ -27,6 +27,10 @@ __all__ = [
 class ListDeployments:
     """Ask for the loaded models."""
 
+    placements: bool = True
+    """Whether plans tell where each unit rests. Without, `Stage.units` is empty, which spares a model of many experts
+    most of the reply."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertFigures:
@@ -142,6 +146,16 @@ class Deployment:
     kv_tiers: KvTiers = field(default_factory=KvTiers)
     host_pool_bytes: int = 0
     """Of the host's pool, other deployments' share in them not taken off."""
+    draft: str = ""
+    """The loaded model that guesses for it; empty: none. It may be unloaded by now."""
+    speculation: str = ""
+    """Where guesses may come from, as `LoadModel` names it."""
+    numerics: str = ""
+    kv_dtype: str = ""
+    """These two as `PlanModel` names them, the configured default filled in."""
+    num_host_units: int = 0
+    """Units that are streamed from host memory; also told without placements, as the next one."""
+    num_disk_units: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

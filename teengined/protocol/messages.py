@@ -143,6 +143,9 @@ class Welcome:
 class GetStatus:
     """Ask for the one screen of truth."""
 
+    placements: bool = True
+    """As in `ListDeployments`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceStatus:

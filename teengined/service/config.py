@@ -219,7 +219,8 @@ def _check_range(settings: Any, path: str, origin: str) -> None:
         minimum, value = field.metadata["minimum"], getattr(settings, key)
         if minimum is not None and not value >= minimum:
             raise ConfigError(
-                f"{origin}: {path}.{key} must be at least {minimum:g} {field.metadata['unit']}, got {value}"
+                f"{origin}: {path}.{key} must be at least {minimum:g} {field.metadata['unit']}, got {value}",
+                hint=f"{key}: {field.metadata['reason']}",
             )
 
 
@@ -230,7 +231,9 @@ def _fields(section: Any) -> "dict[str, dataclasses.Field[Any]]":
 def _unknown(what: str, name: str, valid: tuple[str, ...], origin: str) -> ConfigError:
     near = difflib.get_close_matches(name, valid, n=1)
     suggestion = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(valid)}"
-    return ConfigError(f"{origin}: unknown {what} {name!r}{suggestion}", hint="`teengine config show` lists every key")
+    form = f"; a variable is named {_PREFIX}SECTION__KEY" if origin.startswith("env") else ""
+    hint = f"`teengine config show` lists every key{form}"
+    return ConfigError(f"{origin}: unknown {what} {name!r}{suggestion}", hint=hint)
 
 
 def _items(config: Config, origins: Mapping[str, str]) -> tuple[ConfigItem, ...]:

@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import time
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from teengined.core.errors import (
     error_class,
 )
 from teengined.core.model import ModelManifest
+from teengined.core.plan import Plan, Tier
 from teengined.protocol.messages import Deployment, RequestItem
 from teengined.protocol.worker_messages import SpoolReport, StepDone, WorkerError
 from teengined.scheduler.events import BlocksFound, PipelineLost, PipelineReady, Tick
@@ -79,10 +82,15 @@ class LoadedModel:
     """Who guesses for it; it may be gone by now."""
     keeper: PrefixKeeper | None = None
     """Where its KV outlives it."""
+    speculation: str = "off"
+    """Where guesses may come from, as `LoadModel` names it."""
     state: str = "loading"
     problem: str = ""
     meter: ModelMeter = field(init=False)
     calls: CallMeter = field(default_factory=CallMeter)
+    _brief: Plan = field(init=False)
+    """The plan without placements."""
+    _num_units: Mapping[Tier, int] = field(init=False)
     _pipeline: Pipeline = field(init=False)
     _answers: AnswerTable = field(init=False)
     _feed: EventFeed = field(init=False)
@@ -92,6 +100,9 @@ class LoadedModel:
 
     def __post_init__(self) -> None:
         """Wire the parts that belong to this deployment alone."""
+        plan = self.stages.plan
+        self._brief = replace(plan, stages=tuple(replace(stage, units=()) for stage in plan.stages))
+        self._num_units = Counter(unit.tier for stage in plan.stages for unit in stage.units)
         self.meter = ModelMeter(len(self.stages.device_ids))
         self._answers = AnswerTable(speed=self.speed)
         self._pipeline = Pipeline(
@@ -236,14 +247,14 @@ class LoadedModel:
         """Return what is under way, oldest first."""
         return self._answers.describe(time.monotonic())
 
-    def describe(self) -> Deployment:
-        """Return the deployment as `teengine ps` shows it."""
+    def describe(self, *, placements: bool) -> Deployment:
+        """Return the deployment as `teengine ps` shows it; with `placements`, also where each of its units rests."""
         scheduler, meter = self.scheduler, self._pipeline.meter
         return Deployment(
             id=self.id,
             model=self.name,
             state=self.state,
-            plan=self.stages.plan,
+            plan=self.stages.plan if placements else self._brief,
             size_bytes=self.manifest.size_bytes,
             precision=self.manifest.precision,
             num_running=scheduler.num_running,
@@ -264,6 +275,12 @@ class LoadedModel:
             drafted=drafted_tokens(scheduler.drafted),
             host_pool_bytes=self.host_pool_bytes,
             kv_tiers=replace(scheduler.tiers, problem=self._spool_problem()),
+            draft="" if self.draft is None else self.draft.name,
+            speculation=self.speculation,
+            numerics=self.stages.numerics,
+            kv_dtype=self.stages.kv_dtype,
+            num_host_units=self._num_units[Tier.HOST],
+            num_disk_units=self._num_units[Tier.DISK],
         )
 
     def _spool_problem(self) -> str:

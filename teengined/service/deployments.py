@@ -13,6 +13,7 @@ from typing import Any
 
 from teengined.core.errors import CapacityError, Conflict, Draining, UnknownModel
 from teengined.core.model import ModelManifest
+from teengined.core.nearest import nearest
 from teengined.core.plan import Plan, Tier
 from teengined.modelpack.verify import check_companions
 from teengined.protocol.messages import Deployment, Loaded, LoadModel, LoadProgress
@@ -79,9 +80,9 @@ class DeploymentSet:
     _num_loads: int = 0
     _loads: "set[asyncio.Task[Any]]" = field(default_factory=set["asyncio.Task[Any]"])
 
-    def describe(self) -> tuple[Deployment, ...]:
+    def describe(self, *, placements: bool) -> tuple[Deployment, ...]:
         """Return all deployments by name."""
-        return tuple(model.describe() for model in self.models)
+        return tuple(model.describe(placements=placements) for model in self.models)
 
     def get(self, name: str) -> LoadedModel:
         """Return a loaded model.
@@ -92,8 +93,10 @@ class DeploymentSet:
         if model := self._models.get(name):
             return model
         loaded = ", ".join(sorted(self._models)) or "none"
+        near = nearest(name, self._models)
         raise UnknownModel(
-            f"{name!r:.120} is not loaded; loaded models: {loaded}", hint=f"`teengine load {name:.120}` loads it"
+            f"{name!r:.120} is not loaded; loaded models: {loaded}",
+            hint=f"did you mean {near[0]}?" if near else f"`teengine load {name:.120}` loads it",
         )
 
     def calls_of(self, name: str) -> CallMeter | None:
@@ -146,6 +149,8 @@ class DeploymentSet:
         name = request.name or request.plan.model
         async with self._planning:
             self._check_room(name)
+            self._check_draft(request, name)
+            await asyncio.to_thread(self.planner.store.manifest, request.plan.model)  # A wrong name shows no progress.
             on_progress(LoadProgress(phase="plan", done=0, total=1, unit="steps"))
             planned = await self.planner.plan(request.plan, self.reserved_bytes(), on_progress)
             place = self._place_of(planned)
@@ -162,7 +167,7 @@ class DeploymentSet:
             raise
         seconds = time.monotonic() - start
         logger.info("loaded %s on %s in %.1f s", name, ", ".join(model.stages.device_ids), seconds)
-        return Loaded(deployment=model.describe(), seconds=seconds)
+        return Loaded(deployment=model.describe(placements=True), seconds=seconds)
 
     async def unload(self, name: str, *, now: bool) -> None:
         """Give a model's memory back, after its answers or at once.
@@ -238,6 +243,26 @@ class DeploymentSet:
         ticket = self.host_pool.reserve(deployment_id, claim)
         return _Place(id=deployment_id, host_pool_ticket=ticket, host_pool_bytes=claim.total_bytes)
 
+    def _check_draft(self, request: LoadModel, name: str) -> None:
+        """Refuse guesses that cannot be made, before a plan is made and weights are read.
+
+        Raises:
+            UnknownModel: no such draft model is loaded.
+            RequestError: guesses by a model are wanted and none is named, or one is named and not wanted.
+        """
+        check_mode(request.speculation or self.config.speculation.mode, request.draft)
+        if not request.draft:
+            return
+        try:
+            draft = self.get(request.draft)
+        except UnknownModel as error:
+            first = f"load the draft model first: `teengine load {request.draft:.120}`"
+            raise UnknownModel(f"no model to draft for {name:.120}: {error.message}", hint=first) from error
+        if draft.state != "ready":
+            raise Conflict(
+                f"{request.draft} is {draft.state} and cannot draft for {name:.120}", hint="see `teengine ps`"
+            )
+
     async def _make(self, request: LoadModel, name: str, planned: Planned, place: _Place) -> LoadedModel:
         config, plan = self.config, replace(planned.plan, model=name)
         package_dir = await asyncio.to_thread(self.planner.store.path_of, request.plan.model)
@@ -278,6 +303,7 @@ class DeploymentSet:
             disks=self.disks,
             host_pool_bytes=place.host_pool_bytes,
             draft=draft,
+            speculation=request.speculation or config.speculation.mode,
         )
         if kept is not None:
             model.keeper = PrefixKeeper(
@@ -340,14 +366,14 @@ class DeploymentSet:
 
         Raises:
             UnknownModel: no such model is loaded.
-            RequestError: its vocabulary is another one, or guesses by a model are wanted and none is named.
+            RequestError: its vocabulary is another one.
         """
-        settings = self.config.speculation
-        check_mode(request.speculation or settings.mode, request.draft)
         if not request.draft:
             return None
         await asyncio.to_thread(check_draft_model, self.get(request.draft), target, text.vocabulary())
-        return DraftModel(name=request.draft, vocab_size=vocab_size, find=self.get, max_seconds=settings.draft_wait)
+        return DraftModel(
+            name=request.draft, vocab_size=vocab_size, find=self.get, max_seconds=self.config.speculation.draft_wait
+        )
 
     def _wants_direct_io(self, manifest: ModelManifest, plan: Plan) -> bool:
         """Say whether streamed reads should go past the page cache: when it could not hold what is streamed."""

@@ -132,7 +132,9 @@ class Planner:
     ) -> PlanningInput:
         planning, streaming = self.config.planning, self.config.streaming
         if request.num_slots > _MAX_SLOTS:
-            raise RequestError(f"num_slots must be at most {_MAX_SLOTS}, not {request.num_slots}")
+            raise RequestError(
+                f"num_slots must be at most {_MAX_SLOTS}, not {request.num_slots}", hint="ask for fewer with --slots"
+            )
         try:
             return PlanningInput(
                 manifest=manifest,
@@ -162,7 +164,7 @@ class Planner:
         for device_id in wanted:
             if device_id not in by_id:
                 near = nearest(device_id, by_id)
-                hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(by_id)}"
+                hint = (f"did you mean {near[0]!r}? " if near else "") + f"there are: {', '.join(by_id)}"
                 raise RequestError(f"no device {device_id!r:.80} is configured", hint=hint)
         return tuple(by_id[device_id] for device_id in dict.fromkeys(wanted)) if wanted else self.specs
 

@@ -19,12 +19,24 @@ from teengined.core.errors import (
     TeengineError,
 )
 from teengined.protocol.codec import CodecLimits, Envelope, correlation_of, decode, encode
-from teengined.protocol.messages import CLIENT_MESSAGES, Cancel, Done, ErrorReply, Finished, PlanReply, Scored
+from teengined.protocol.messages import (
+    CLIENT_MESSAGES,
+    Cancel,
+    DeploymentList,
+    Done,
+    ErrorReply,
+    Finished,
+    Loaded,
+    PlanReply,
+    Scored,
+    Status,
+)
 from teengined.service.admission import owner_of
 from teengined.service.detached_threads import DetachedThreads
 from teengined.service.frames import receive_frames
 from teengined.service.metrics.call_meter import SocketMeter
 from teengined.service.outbox import Outbox, Sent
+from teengined.service.seldom import Seldom
 from teengined.service.settings import ProtocolSettings
 
 __all__ = ["Call", "Handler", "HandlerTable", "Server", "Word", "error_reply"]
@@ -33,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 # Tokens that a reply tells of, each with its alternatives: more take longer to encode than a token to compute.
 _MANY_TOLD = 256
+# Units that plans in a reply place: each takes about a microsecond to encode.
+_MANY_UNITS = 512
 _LEAVE = Cancel()
 _LEFT = "left by its client"
 # A message that answers nothing, for no call: clients drop it, and the socket of one that left refuses it.
@@ -90,6 +104,7 @@ class Server:
     _outbox: Outbox = field(init=False)
     _encoding: DetachedThreads = field(init=False, default_factory=lambda: DetachedThreads(1))
     _calls: "dict[bytes, dict[int, asyncio.Task[None]]]" = field(init=False, default_factory=dict)
+    _seldom: Seldom = field(init=False, default_factory=lambda: Seldom(logger, logging.INFO))
     _too_slow: set[bytes] = field(init=False, default_factory=set[bytes])
     """Clients whose calls are being ended because they do not read."""
 
@@ -218,7 +233,7 @@ class Server:
     def _cut_off(self, client: bytes, outcome: Sent) -> None:
         """End the calls of a client that left, or does not read."""
         why = "reads too slowly" if outcome is Sent.TOO_SLOW else "left"
-        logger.info("a client %s; its calls are cancelled", why)
+        self._seldom.tell(f"a client {why}; its calls are cancelled")
         if outcome is Sent.TOO_SLOW and client not in self._too_slow:
             self._too_slow.add(client)
             self.meter.num_slow_readers += 1
@@ -276,8 +291,11 @@ def _is_large(message: Any) -> bool:
             return len(message.prompt_logprobs) > _MANY_TOLD
         case Scored():
             return len(message.logprobs) > _MANY_TOLD
+        case DeploymentList() | Status():
+            plans = [deployment.plan for deployment in message.deployments]
+            return sum(len(stage.units) for plan in plans for stage in plan.stages) > _MANY_UNITS
         case _:
-            return isinstance(message, PlanReply)
+            return isinstance(message, (PlanReply, Loaded))
 
 
 def _peer_address(frame: Any) -> str:

@@ -76,6 +76,16 @@ class StageSet:
         """Devices in order of the stages."""
         return tuple(stage.device_id for stage in self.plan.stages)
 
+    @property
+    def numerics(self) -> str:
+        """Whether results are the same whatever runs beside them, as `PlanModel` names it."""
+        return self._options.numerics
+
+    @property
+    def kv_dtype(self) -> str:
+        """How keys and values are stored, as `PlanModel` names it."""
+        return self._options.kv_dtype
+
     def index_of(self, device_id: str) -> int:
         """Return the index of the stage on a device."""
         return self.device_ids.index(device_id)

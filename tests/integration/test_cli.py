@@ -58,6 +58,11 @@ def test_verbose_tells_timings_apart_from_the_answer(daemon):
         (("run", "bytes", "hi", "--temperature", "-1"), 2, b"error: temperature must be between 0 and 100"),
         (("run", "bytes", ""), 2, b"error: the prompt is empty"),
         (("run", "nothing", "hi"), 4, b"hint: "),
+        (("run", "./tiny", "hi"), 4, b"hint: `teengine convert ./tiny` makes a package of it"),
+        (("run", "org/tiny", "hi"), 4, b"hint: `teengine pull org/tiny` gets it"),
+        (("convert", "./missing"), 1, b"error: there is no directory or file /"),
+        (("verify", "./missing", "--store", "/none"), 2, b"error: there is no directory /none"),
+        (("load", "bytes", "--name", "x", "--draft", "no", "--speculation", "auto"), 4, b"load the draft model first"),
         (("show", "nothing"), 4, b"error: no model named 'nothing'"),
         (("plan", "bytes", "--context", "9999999"), 2, b"error: "),
         (("plan", "bytes", "--context", "9" * 30), 2, b"error: plan_model: a number is out of range"),
@@ -68,6 +73,7 @@ def test_verbose_tells_timings_apart_from_the_answer(daemon):
         (("plan", "bytes", "--policy", "fairest"), 78, b"fairest"),
         (("rm", "nothing"), 4, b"hint: "),
         (("unload", "nothing"), 4, b"error: "),
+        (("unload", "byte"), 4, b"hint: did you mean bytes?"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_two_lines_with_its_exit_code(daemon, words, code, complaint):

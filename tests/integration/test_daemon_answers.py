@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 import zmq
@@ -16,6 +17,7 @@ from teengined.core.errors import (
     UnknownModel,
     UnknownRequest,
 )
+from teengined.core.plan import Tier
 from teengined.core.request import ChatMessage, FinishReason
 from teengined.core.sampling import SamplingParams
 from teengined.protocol.codec import CodecLimits, Envelope, encode
@@ -269,6 +271,18 @@ def test_one_package_can_be_loaded_twice_under_two_names(daemon: RunningDaemon, 
     assert loaded.deployment.state == "ready"
     client.unload("again")
     assert [item.model for item in client.deployments().deployments] == ["bytes"]
+
+
+def test_a_deployment_can_be_told_of_without_where_each_unit_rests(client: Client):
+    whole, brief = client.deployments().deployments[0], client.deployments(placements=False).deployments[0]
+    told = client.status(placements=False).deployments[0]
+
+    assert all(stage.units for stage in whole.plan.stages)
+    assert [stage.units for stage in brief.plan.stages] == [(), ()]
+    assert replace(brief, plan=whole.plan, kv_tiers=whole.kv_tiers) == whole
+    assert told.plan == brief.plan
+    streamed = [unit.tier for stage in whole.plan.stages for unit in stage.units if unit.tier is not Tier.DEVICE]
+    assert (brief.num_host_units, brief.num_disk_units) == (streamed.count(Tier.HOST), streamed.count(Tier.DISK))
 
 
 def test_name_that_is_taken_and_package_in_use_are_conflicts(daemon: RunningDaemon, client: Client):

@@ -145,13 +145,16 @@ def test_draft_model_changes_no_answer(client: Client):
     (told,) = (item for item in deployment(client, "drafted").drafted if item.request_class == "greedy")
     assert told.source == "draft"
     assert told.num_drafted > 0
+    assert (deployment(client, "drafted").draft, deployment(client, "drafted").speculation) == ("off", "draft")
+    assert deployment(client, "off").draft == ""
 
 
 def test_draft_model_is_held_to_what_it_is_for(client: Client):
     plan = PlanModel(model="bytes")
 
-    with pytest.raises(UnknownModel, match="'nobody' is not loaded"):
+    with pytest.raises(UnknownModel, match="no model to draft for x: 'nobody' is not loaded") as refused:
         client.load(LoadModel(plan=plan, name="x", draft="nobody"))
+    assert refused.value.hint == "load the draft model first: `teengine load nobody`"
     with pytest.raises(RequestError, match="speculation by a draft model needs one"):
         client.load(LoadModel(plan=plan, name="x", speculation="draft"))
     with pytest.raises(RequestError, match="a draft model is named, and speculation is off"):

@@ -61,7 +61,7 @@ def test_the_package_takes_no_more_than_its_budget_and_says_what_it_chose(share:
     ("budget", "more", "message"),
     [
         ("1kB", (), "at the least"),
-        ("lots", (), "is no size"),
+        ("lots", (), "is not a size"),
         ("1MB", ("--precision", "int8"), "cannot be named beside it"),
         ("1MB", ("--calibration", "/no/such/text"), "cannot be read"),
     ],

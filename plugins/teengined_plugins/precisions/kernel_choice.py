@@ -27,7 +27,9 @@ MAX_REMEMBERED = 4096
 _CLEAR_WIN = 0.9
 # Rounds of measuring, fewer where they take long: the first use of a shape holds up a request.
 _NUM_ROUNDS = 5
-_ENOUGH_SECONDS = 0.1
+_ENOUGH_SECONDS = 0.03
+# Once that much time is spent, who takes so many times as long as the fastest is not measured again.
+_SURE_SECONDS, _SURELY_SLOWER = 0.01, 1.5
 _MAX_BUCKET = 512
 # Two kernels may differ by their rounding, not by more; relative to the product's largest element.
 _AGREEMENT = {"float32": 1e-4, "bfloat16": 4e-2, "float16": 5e-3}
@@ -132,7 +134,10 @@ class KernelChoice:
         # In turns, so that a moment in which the machine was busy elsewhere hits all alike; the best run counts.
         spent_seconds = sum(best_seconds.values())
         for _ in range(_NUM_ROUNDS):
-            if spent_seconds > _ENOUGH_SECONDS:
+            if spent_seconds > _SURE_SECONDS:
+                slowest_seconds = _SURELY_SLOWER * min(best_seconds.values())
+                best_seconds = {name: seconds for name, seconds in best_seconds.items() if seconds <= slowest_seconds}
+            if spent_seconds > _ENOUGH_SECONDS or len(best_seconds) == 1:
                 break
             for name in best_seconds:
                 _, elapsed_seconds = self._timed(kernels[name], synchronize)

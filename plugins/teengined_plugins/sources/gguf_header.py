@@ -35,11 +35,16 @@ def check_head(path: Path) -> None:
     try:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
-                raise SourceError(f"{path.name} is not a GGUF file")
+                raise SourceError(
+                    f"{path.name} is not a GGUF file: it does not begin as one",
+                    hint="a download may have failed: compare its size with the original's",
+                )
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 _Walk(path.name, content).run()
     except OSError as error:
-        raise SourceError(f"{path.name} cannot be opened: {error.strerror}") from error
+        raise SourceError(
+            f"{path.absolute()} cannot be opened: {error.strerror}", hint="check the name and its rights"
+        ) from error
 
 
 class _Walk:

@@ -38,7 +38,7 @@ class Hub(ModelSource):
         """
         if importlib.util.find_spec("huggingface_hub") is None:
             raise SourceError(
-                f"{reference} is a hub id, and the hub's client is not installed",
+                f"{reference} is nothing here, so it is taken for a hub id, and the hub's client is not installed",
                 hint=f"pip install 'teengine[hub]'; {_OFFLINE_WAYS}",
             )
         model, _, revision = reference.partition("@")
@@ -64,10 +64,15 @@ def _snapshot(model: str, revision: str | None) -> Path:
             hint="accept its terms on the hub, then `hf auth login`",
         ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise SourceError(f"the hub has no model {model}" + (f" at {revision}" if revision else "")) from error
+        at = f" at {revision}" if revision else ""
+        raise SourceError(
+            f"the hub has no model {model}{at}, or shows it only to those who may see it",
+            hint="check the name on the hub; for a private one, `hf auth login`",
+        ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
         raise HubUnreachable(
-            f"the Hugging Face hub does not answer, so {model} cannot be fetched", hint=_OFFLINE_WAYS
+            f"{model} is nothing here, and the Hugging Face hub does not answer, so it cannot be fetched",
+            hint=_OFFLINE_WAYS,
         ) from error
     return Path(os.fspath(path))
 

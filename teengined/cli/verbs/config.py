@@ -7,6 +7,7 @@ import click
 from teengined.cli.invocation import Invocation, ListGroup
 from teengined.cli.output import Column, Listing, OutputFormat, output_options, write_listing
 from teengined.core.errors import DaemonUnreachable
+from teengined.core.nearest import nearest
 from teengined.protocol.messages import ConfigItem
 
 __all__ = ["command"]
@@ -44,7 +45,10 @@ def show(invocation: Invocation, prefix: str, files: bool, docs: bool, output: O
     items = _from_files() if files else _running_or_files(invocation)
     chosen = [item for item in items if item.key.startswith(prefix)]
     columns = DOCUMENTED if docs else COLUMNS
-    write_listing(Listing(kind="config", items=chosen, columns=columns, name=lambda item: item.key), output)
+    near = nearest(prefix, [item.key for item in items])
+    nothing = f"no setting begins with {prefix!r}" + (f"; did you mean {near[0]}?" if near else "")
+    listing = Listing(kind="config", items=chosen, columns=columns, name=lambda item: item.key, nothing=nothing)
+    write_listing(listing, output)
 
 
 def _running_or_files(invocation: Invocation) -> tuple[ConfigItem, ...]:

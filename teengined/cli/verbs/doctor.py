@@ -141,7 +141,7 @@ def _configuration() -> Iterator[Finding]:
 def _daemon(invocation: Invocation, memory_bytes: int) -> Iterator[Finding]:
     try:
         with invocation.client() as client:
-            status = client.status()
+            status = client.status(placements=False)
     except DaemonUnreachable as error:
         yield Finding(check="daemon", level=Level.FAIL, text=error.message, remedy=error.hint)
         return

@@ -9,7 +9,7 @@ from teengined.cli.loading import load
 from teengined.cli.output import OutputFormat, output_options, write_event, write_json
 from teengined.cli.placement_options import placement_options, plan_fields
 from teengined.cli.progress import open_progress
-from teengined.cli.speculation_option import Speculation, speculation_option
+from teengined.cli.speculation_options import Speculation, speculation_options
 from teengined.core.quantities import format_seconds
 from teengined.protocol.messages import LoadModel, PlanModel
 
@@ -20,10 +20,7 @@ __all__ = ["command"]
 @placement_options
 @click.option("--name", default="", metavar="NAME", help="What requests call it, if not by the package's name.")
 @click.option("--no-verify", is_flag=True, help="Do not check digests while reading.")
-@speculation_option
-@click.option(
-    "--draft", default="", metavar="NAME", help="A loaded model with the same tokens that guesses for this one."
-)
+@speculation_options
 @output_options(OutputFormat.TABLE, OutputFormat.JSON, OutputFormat.JSONL)
 @click.pass_obj
 def command(

@@ -6,7 +6,7 @@ import click
 
 from teengined.cli.invocation import Invocation, Verb
 from teengined.cli.output import Column, Listing, OutputFormat, output_options, write_listing
-from teengined.cli.prose import age, count
+from teengined.cli.prose import age, count, printable
 from teengined.core.quantities import format_bytes
 from teengined.protocol.messages import ModelSummary
 
@@ -36,4 +36,7 @@ def command(invocation: Invocation, prefix: str, output: OutputFormat) -> None:
         Column(header="PRECISION", cell=lambda model: model.precision),
         Column(header="MODIFIED", cell=lambda model: age(model.modified_unix_seconds, now_unix_seconds)),
     ]
-    write_listing(Listing(kind="ls", items=models, columns=columns, name=lambda model: model.name), output)
+    begins = f" whose name begins with {printable(prefix)!r}" if prefix else ""
+    nothing = f"there is no package{begins}; `teengine pull smollm2` gets one, `teengine convert` makes one"
+    listing = Listing(kind="ls", items=models, columns=columns, name=lambda model: model.name, nothing=nothing)
+    write_listing(listing, output)

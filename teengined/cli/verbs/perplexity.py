@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from teengined.cli.invocation import Invocation, Verb
-from teengined.cli.loading import is_loaded, load
+from teengined.cli.loading import load_if_absent
+from teengined.cli.model_name import MODEL
 from teengined.cli.output import OutputFormat, output_options, write_json
 from teengined.cli.progress import Step, open_progress
 from teengined.core.errors import RequestError
@@ -15,7 +16,7 @@ __all__ = ["command"]
 
 
 @click.command("perplexity", cls=Verb, short_help="Tell how well a model predicts a text.")
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.option("--text", "text_file", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The text.")
 @output_options(OutputFormat.TABLE, OutputFormat.JSON)
 @click.pass_obj
@@ -28,8 +29,7 @@ def command(invocation: Invocation, model: str, text_file: Path, output: OutputF
 
     text = _read(text_file)
     with invocation.client() as client:
-        if not is_loaded(client, model):
-            load(client, LoadModel(plan=PlanModel(model=model)), open_progress())
+        load_if_absent(client, LoadModel(plan=PlanModel(model=model)), open_progress)
         progress = open_progress()
         try:
             found = measure_perplexity(

@@ -1,10 +1,12 @@
 """`teengine ps`: the models that are loaded."""
 
+from collections.abc import Sequence
+
 import click
 
 from teengined.cli.invocation import Invocation, Verb
 from teengined.cli.output import Column, Listing, OutputFormat, output_options, write_listing
-from teengined.cli.prose import percent, rate
+from teengined.cli.prose import percent, printable, rate
 from teengined.core.plan import Tier
 from teengined.core.quantities import format_bytes
 from teengined.protocol.messages import Deployment
@@ -24,11 +26,11 @@ def placement_of(deployment: Deployment) -> str:
         kind = stage.device_id.partition(":")[0]
         cached = 0 if stage.experts is None else stage.experts.cache_bytes
         shares[kind] = shares.get(kind, 0.0) + (stage.resident_bytes + cached) / size_bytes
-    streamed = [unit.tier for stage in stages for unit in stage.units if unit.tier is not Tier.DEVICE]
+    streamed = {Tier.HOST: deployment.num_host_units, Tier.DISK: deployment.num_disk_units}
     rest = max(0.0, 1.0 - sum(shares.values()))
-    for tier in (Tier.HOST, Tier.DISK):
-        if tier in streamed:
-            shares[tier.value] = rest * streamed.count(tier) / len(streamed)
+    for tier, num_units in streamed.items():
+        if num_units:
+            shares[tier.value] = rest * num_units / sum(streamed.values())
     return " ".join(f"{place} {percent(share)}" for place, share in shares.items() if round(share * 100))
 
 
@@ -131,7 +133,19 @@ def command(invocation: Invocation, prefix: str, output: OutputFormat) -> None:
     others, DRAFTS which share of the tokens that were guessed ahead was right, and where guessing is off because
     it does not pay.
     """
+    placements = output in (OutputFormat.JSON, OutputFormat.JSONL)
     with invocation.client() as client:
-        loaded = client.deployments().deployments
+        loaded = client.deployments(placements=placements).deployments
     items = [deployment for deployment in loaded if deployment.model.startswith(prefix)]
-    write_listing(Listing(kind="ps", items=items, columns=COLUMNS, name=lambda item: item.model), output)
+    write_listing(
+        Listing(
+            kind="ps", items=items, columns=COLUMNS, name=lambda item: item.model, nothing=_nothing(prefix, loaded)
+        ),
+        output,
+    )
+
+
+def _nothing(prefix: str, loaded: Sequence[Deployment]) -> str:
+    if not loaded:
+        return "no model is loaded; `teengine load MODEL` loads one"
+    return f"no loaded model begins with {printable(prefix)!r}; there are: {', '.join(item.model for item in loaded)}"

@@ -23,6 +23,7 @@ def _answer_of(item: RequestItem) -> str:
     return f"{item.num_emitted_tokens}/{item.num_choices * item.max_tokens}" if item.max_tokens else ""
 
 
+_NOTHING = "no request is under way"
 COLUMNS: tuple[Column[RequestItem], ...] = (
     Column(header="ID", cell=lambda item: item.request_id),
     Column(header="MODEL", cell=lambda item: item.model),
@@ -53,7 +54,9 @@ def ls(invocation: Invocation, model: str, output: OutputFormat) -> None:
     """
     with invocation.client() as client:
         items = client.requests(model).requests
-    listing = Listing(kind="requests", items=items, columns=COLUMNS, name=lambda item: item.request_id)
+    listing = Listing(
+        kind="requests", items=items, columns=COLUMNS, name=lambda item: item.request_id, nothing=_NOTHING
+    )
     write_listing(listing, output)
 
 

@@ -16,12 +16,13 @@ from teengined.cli.conversation import Conversation
 from teengined.cli.history import history_file
 from teengined.cli.interrupts import Interrupts
 from teengined.cli.invocation import Invocation, Verb
-from teengined.cli.loading import is_loaded, load
+from teengined.cli.loading import load_if_absent
 from teengined.cli.model_name import MODEL
+from teengined.cli.placement_options import numeric_options, plan_fields
 from teengined.cli.progress import open_progress
 from teengined.cli.prose import printable
 from teengined.cli.sampling_options import sampling_from, sampling_options
-from teengined.cli.speculation_option import Speculation, speculation_option
+from teengined.cli.speculation_options import Speculation, speculation_options
 from teengined.core.request import ChatMessage, FinishReason
 from teengined.core.sampling import SamplingParams
 from teengined.protocol.messages import Accepted, Generate, LoadModel, PlanModel, TokenChunk
@@ -45,20 +46,33 @@ class Asking:
     speculates: bool
 
 
+_PLANNED = ("numerics", "kv_dtype")
+
+
 @click.command("run", cls=Verb, short_help="Ask a model: one prompt, standard input, or a chat.")
 @click.argument("model", type=MODEL)
 @click.argument("prompt", required=False)
 @click.option("--system", default="", metavar="TEXT", help="Who the model is to be.")
 @sampling_options
-@speculation_option
+@speculation_options
+@numeric_options
 @click.option("--raw", is_flag=True, help="Give the prompt as it is, without the chat template.")
 @click.option("--no-history", is_flag=True, help="Neither read nor keep what is typed in chats.")
 @click.option("--verbose", is_flag=True, help="Tell timings and the share of the bound after each answer.")
 @click.pass_obj
 def command(
-    invocation: Invocation, *, model: str, prompt: str | None, system: str, speculation: Speculation, **choices: Any
+    invocation: Invocation,
+    *,
+    model: str,
+    prompt: str | None,
+    system: str,
+    speculation: Speculation,
+    draft: str,
+    **choices: Any,
 ) -> None:
     """Ask MODEL, and load it first where it is not loaded.
+
+    Where it is, what only a load can settle (--draft, --numerics, --kv-dtype) must be as it was loaded.
 
     PROMPT is answered once; - or a pipe takes the prompt from standard input; on a terminal without PROMPT a chat
     begins. Ctrl-C stops an answer.
@@ -72,13 +86,14 @@ def command(
         keeps_history=not choices.pop("no_history"),
         speculates=speculation != "off",
     )
+    planned = {name: choices.pop(name) for name in _PLANNED}
+    request = LoadModel(plan=PlanModel(model=model, **plan_fields(planned)), speculation=speculation, draft=draft)
     sampling = sampling_from(**choices)
     if asking.raw and (asking.chats or system):
         raise click.UsageError("--raw takes one prompt and no --system")
     text = "" if asking.chats else _prompt_text(prompt)
     with invocation.client() as client:
-        if not is_loaded(client, model):
-            load(client, LoadModel(plan=PlanModel(model=model), speculation=speculation), open_progress())
+        load_if_absent(client, request, open_progress)
         if asking.chats:
             _chat(client, asking, Conversation(system=system), sampling)
         else:

@@ -33,7 +33,7 @@ DEVICE_COLUMNS: tuple[Column[DeviceStatus], ...] = (
 def command(invocation: Invocation, output: OutputFormat) -> None:
     """Show the daemon, its devices, its loaded models and its queue. Exits with 3 where no daemon runs."""
     with invocation.client() as client:
-        status = client.status()
+        status = client.status(placements=output is OutputFormat.JSON)
     if output is OutputFormat.JSON:
         write_json("status", status)
     else:

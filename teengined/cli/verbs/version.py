@@ -27,6 +27,6 @@ def command(invocation: Invocation, output: OutputFormat) -> None:
 def _daemon_version(invocation: Invocation) -> str | None:
     try:
         with invocation.client() as client:
-            return client.status().version
+            return client.hello().version
     except DaemonUnreachable:
         return None

@@ -23,7 +23,7 @@ async def hello(context: ServiceContext, _call: Call, _message: wire.Hello) -> w
     )
 
 
-async def get_status(context: ServiceContext, _call: Call, _message: wire.GetStatus) -> wire.Status:
+async def get_status(context: ServiceContext, _call: Call, message: wire.GetStatus) -> wire.Status:
     """Tell the one screen of truth."""
     deployments = context.deployments
     return wire.Status(
@@ -34,7 +34,7 @@ async def get_status(context: ServiceContext, _call: Call, _message: wire.GetSta
         host=socket.gethostname(),
         runtime_dir=str(context.runtime_dir),
         devices=_devices(context),
-        deployments=deployments.describe(),
+        deployments=deployments.describe(placements=message.placements),
         num_running=deployments.num_running,
         num_queued=deployments.num_queued,
         num_models=len(context.store.names()),

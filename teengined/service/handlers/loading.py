@@ -29,9 +29,9 @@ async def plan_model(context: ServiceContext, _call: Call, message: wire.PlanMod
     )
 
 
-async def list_deployments(context: ServiceContext, _call: Call, _message: wire.ListDeployments) -> wire.DeploymentList:
+async def list_deployments(context: ServiceContext, _call: Call, message: wire.ListDeployments) -> wire.DeploymentList:
     """List what is loaded."""
-    return wire.DeploymentList(deployments=context.deployments.describe())
+    return wire.DeploymentList(deployments=context.deployments.describe(placements=message.placements))
 
 
 async def load_model(context: ServiceContext, call: Call, message: wire.LoadModel) -> wire.Loaded:

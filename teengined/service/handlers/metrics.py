@@ -26,7 +26,7 @@ async def get_metrics(context: ServiceContext, _call: Call, _message: GetMetrics
 def read_metrics(context: ServiceContext) -> Metrics:
     """Return the counters, gauges and histograms of a daemon, as they are now."""
     models = context.deployments.models
-    readings = [ModelReading(deployment=model.describe(), meter=model.meter) for model in models]
+    readings = [ModelReading(deployment=model.describe(placements=False), meter=model.meter) for model in models]
     calls = [("", context.socket_meter.unknown), *((model.name, model.calls) for model in models)]
     families = (
         *_process_families(context),

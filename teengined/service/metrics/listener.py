@@ -24,7 +24,8 @@ class MetricsListener:
         self._settings = settings
         self._metrics = metrics
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: dict[asyncio.Task[None], asyncio.WriteTransport] = {}
+        """Oldest first."""
 
     @property
     def port(self) -> int:
@@ -60,13 +61,14 @@ class MetricsListener:
         self._server = None
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve a connection; one too many is closed at once."""
+        """Serve a connection. One too many takes the place of the oldest, which had more time than it takes."""
         if len(self._connections) >= self._settings.max_connections:
-            writer.transport.abort()
-            return
+            oldest = next(iter(self._connections))
+            self._connections.pop(oldest).abort()
+            oldest.cancel()
         task = asyncio.create_task(self._serve(reader, writer))
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+        self._connections[task] = writer.transport
+        task.add_done_callback(lambda task: self._connections.pop(task, None))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

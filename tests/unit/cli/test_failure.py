@@ -69,3 +69,11 @@ def test_debug_shows_the_traceback_first():
 
 def test_an_exit_keeps_its_code_and_says_nothing():
     assert told(SystemExit(3)) == (3, "")
+
+
+def test_a_group_without_a_verb_is_its_page_of_help():
+    code, text = told(click.exceptions.NoArgsIsHelpError(click.Context(click.Group("teengine", help="The engine."))))
+
+    assert code == 2
+    assert text.startswith("Usage: ")
+    assert "[ARGS]...\n\n  The engine.\n" in text

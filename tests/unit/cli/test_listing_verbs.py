@@ -64,6 +64,7 @@ DEPLOYMENT = wire.Deployment(
     num_queued_tokens=77,
     total_tokens_per_second=120.0,
     stage_bubbles=(0.05, 0.31),
+    num_disk_units=1,
     drafted=(
         wire.DraftedTokens(request_class="grammar", source="lookup", is_on=False, num_drafted=8, num_accepted=0),
         wire.DraftedTokens(request_class="greedy", source="lookup", is_on=True, num_drafted=16, num_accepted=12),
@@ -153,6 +154,17 @@ def test_ps_shows_where_the_bytes_are_and_the_share_of_the_bound(daemon, capsys)
     )
 
 
+@pytest.mark.parametrize(("verb", "kind"), [("ps", wire.ListDeployments), ("status", wire.GetStatus)])
+def test_placements_are_asked_for_only_where_they_are_shown(daemon, capsys, verb: str, kind: type):
+    daemon.answer(wire.ListDeployments, wire.DeploymentList(deployments=(DEPLOYMENT,)))
+    daemon.answer(wire.GetStatus, STATUS)
+
+    for words in ((verb,), (verb, "--json")):
+        run(daemon, capsys, *words)
+
+    assert [message.placements for message in daemon.asked if isinstance(message, kind)] == [False, True]
+
+
 def test_ps_shows_how_often_an_expert_was_cached_and_counts_the_cache_to_the_device(daemon, capsys):
     cache = StageExperts(
         caches=(ExpertCache(slot_bytes=50, num_slots=4, num_experts=8),),
@@ -209,6 +221,29 @@ def test_ps_leaves_out_what_was_not_measured(daemon, capsys):
     _, out, _ = run(daemon, capsys, "ps")
 
     assert out.splitlines()[1].split()[-13:] == ["1", "2", "-", "-", "-", "-", "-", "50.0", "-", "-", "-", "-", "ready"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("ps", "big"), "no loaded model begins with 'big'; there are: tiny\n"),
+        (("ls",), "there is no package; `teengine pull smollm2` gets one, `teengine convert` makes one\n"),
+        (("ls", "x"), "there is no package whose name begins with 'x'; `teengine pull smollm2` gets one"),
+        (("requests",), "no request is under way\n"),
+        (("config", "show", "limit.max"), "no setting begins with 'limit.max'; did you mean limits.max_waiting?\n"),
+    ],
+)
+def test_a_list_without_rows_says_so_instead_of_its_header(daemon, capsys, words: tuple[str, ...], told: str):
+    item = wire.ConfigItem(key="limits.max_waiting", value="1", origin="default", doc="why")
+    daemon.answer(wire.ListDeployments, wire.DeploymentList(deployments=(DEPLOYMENT,)))
+    daemon.answer(wire.ListModels, wire.ModelList(models=()))
+    daemon.answer(wire.ListRequests, wire.RequestList(requests=()))
+    daemon.answer(wire.ShowConfig, wire.ConfigReply(items=(item,)))
+
+    code, out, err = run(daemon, capsys, *words)
+
+    assert (code, out) == (0, "")
+    assert told in err
 
 
 def test_ps_as_json_is_the_record(daemon, capsys):
@@ -310,6 +345,19 @@ def test_plan_that_does_not_fit_is_exit_code_7(daemon, capsys):
     assert daemon.asked[-1].objective is Objective.THROUGHPUT
 
 
+@pytest.mark.parametrize("verb", ["plan", "load"])
+def test_how_a_model_computes_can_be_asked_for(daemon, capsys, verb: str):
+    reply = wire.ErrorReply(code="does_not_fit", message="cpu:0 needs 2 GB", hint="raise it", retryable=False)
+    daemon.answer(wire.PlanModel, reply)
+    daemon.answer(wire.LoadModel, reply)
+
+    run(daemon, capsys, verb, "tiny", "--numerics", "strict", "--kv-dtype", "int8")
+
+    asked = daemon.asked[-1]
+    plan = asked if verb == "plan" else asked.plan
+    assert (plan.numerics, plan.kv_dtype) == ("strict", "int8")
+
+
 def test_config_show_filters_by_prefix(daemon, capsys):
     items = tuple(wire.ConfigItem(key=key, value="1", origin="default", doc="why") for key in ("a.x", "b.y"))
     daemon.answer(wire.ShowConfig, wire.ConfigReply(items=items))
@@ -319,7 +367,7 @@ def test_config_show_filters_by_prefix(daemon, capsys):
 
 
 def test_version_names_both_ends(daemon, capsys):
-    daemon.answer(wire.GetStatus, STATUS)
+    daemon.answer(wire.Hello, wire.Welcome(version="1.2.3", host="here", pid=42))
 
     assert "teengined  1.2.3" in run(daemon, capsys, "version")[1]
 

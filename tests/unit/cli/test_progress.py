@@ -44,6 +44,27 @@ def test_a_log_gets_a_line_every_five_seconds_and_the_last_one():
     assert [line.split(":")[1].split("%")[0].strip() for line in stream.getvalue().splitlines()] == ["0", "50", "100"]
 
 
+@pytest.mark.parametrize("sink", [LineProgress, TerminalProgress])
+def test_an_end_that_is_told_twice_is_shown_once(sink: type[LineProgress | TerminalProgress]):
+    stream, clock = io.StringIO(), Clock()
+    progress = sink(stream, clock)
+    for done in (0, 100, 100):
+        clock.seconds += 10
+        progress.show(Step(label="reading", done=done, total=100))
+    progress.close()
+
+    assert stream.getvalue().count("100%") == 1
+
+
+def test_a_job_that_is_done_again_is_shown_again():
+    stream, clock = io.StringIO(), Clock()
+    progress = LineProgress(stream, clock)
+    for label in ("reading", "writing", "reading"):
+        progress.show(Step(label=label, done=100, total=100))
+
+    assert len(stream.getvalue().splitlines()) == 3
+
+
 def test_a_job_cut_off_shows_where_it_was():
     stream, clock = io.StringIO(), Clock()
     progress = LineProgress(stream, clock)

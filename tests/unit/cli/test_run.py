@@ -2,6 +2,7 @@
 
 import io
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,50 @@ def test_guesses_can_be_left_out_of_an_answer(run):
     assert run("tiny", "hi")[3].speculate
     assert run("tiny", "hi", "--speculation", "lookup")[3].speculate
     assert not run("tiny", "hi", "--speculation", "off")[3].speculate
+
+
+ABSENT = wire.DeploymentList(deployments=())
+
+
+def loads(daemon) -> list[wire.LoadModel]:
+    return [message for message in daemon.asked if isinstance(message, wire.LoadModel)]
+
+
+def test_what_only_a_load_can_settle_reaches_the_load(run, daemon):
+    daemon.answer(wire.ListDeployments, ABSENT)
+    daemon.answer(wire.LoadModel, wire.Loaded(deployment=DEPLOYMENT, seconds=1.0))
+
+    run("tiny", "hi", "--draft", "tinier", "--numerics", "strict", "--kv-dtype", "int8", "--speculation", "draft")
+
+    plan = wire.PlanModel(model="tiny", numerics="strict", kv_dtype="int8")
+    assert loads(daemon) == [wire.LoadModel(plan=plan, speculation="draft", draft="tinier")]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--draft", "other"), "tiny is loaded already, and tinier drafts for it, not other"),
+        (("--numerics", "strict"), "it was loaded with --numerics default, not strict"),
+        (("--kv-dtype", "int8", "--numerics", "strict"), "it was loaded with --kv-dtype auto, not int8"),
+        (("--speculation", "lookup"), "it was loaded with --speculation auto, not lookup"),
+    ],
+)
+def test_a_model_that_is_loaded_otherwise_is_not_asked(run, daemon, words: tuple[str, ...], told: str):
+    loaded = replace(DEPLOYMENT, draft="tinier", numerics="default", kv_dtype="auto", speculation="auto")
+    daemon.answer(wire.ListDeployments, wire.DeploymentList(deployments=(loaded,)))
+
+    code, out, err, asked = run("tiny", "hi", *words)
+
+    assert (code, out, asked) == (9, "", None)
+    assert told in err
+    assert "hint: `teengine unload tiny`" in err
+
+
+def test_a_model_that_is_loaded_so_already_is_asked(run, daemon):
+    loaded = replace(DEPLOYMENT, draft="tinier", numerics="strict", kv_dtype="auto", speculation="auto")
+    daemon.answer(wire.ListDeployments, wire.DeploymentList(deployments=(loaded,)))
+
+    code, *_ = run("tiny", "hi", "--draft", "tinier", "--numerics", "strict", "--speculation", "off")
+
+    assert code == 0
+    assert loads(daemon) == []

@@ -15,6 +15,8 @@ from teengined.modelpack.naming import check_name
         ("/models/Chat-7B.Q4_1.gguf", "Chat-7B.Q4_1"),
         ("./a dir/my  model", "my-model"),
         ("x/y/z--w", "z-w"),
+        ("./missing", "missing"),
+        ("~/missing", "missing"),
         ("/", "model"),
         ("/tmp/…", "model"),
     ],

@@ -100,6 +100,21 @@ def test_long_runs_are_repeated_less() -> None:
     assert timed.calls.count("a") == 1  # compared with and timed at once
 
 
+def test_kernel_that_takes_far_longer_is_not_measured_again_where_that_holds_up_a_request() -> None:
+    timed = Timed()
+    choice = KernelChoice(clock=timed.clock)
+    kernels = {
+        "slow": timed.kernel("slow", 0.012),
+        "fast": timed.kernel("fast", 0.004),
+        "near": timed.kernel("near", 0.005),
+    }
+    _run(choice, kernels)
+
+    assert timed.calls.count("slow") == 1
+    assert timed.calls.count("near") > 1
+    assert choice.winners() == {"key": "fast"}
+
+
 def test_moment_of_business_elsewhere_does_not_decide() -> None:
     timed = Timed()
     choice = KernelChoice(clock=timed.clock)

@@ -3,18 +3,30 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import zmq
 
 from teengined.core.errors import error_class
+from teengined.core.plan import Tier, UnitPlacement
 from teengined.core.request import FinishReason, TokenLogprobs, Usage
 from teengined.protocol.codec import CodecLimits, Envelope, decode, encode
-from teengined.protocol.messages import CLIENT_MESSAGES, Cancel, Done, Finished, GetStatus, Grant, ListModels
+from teengined.protocol.messages import (
+    CLIENT_MESSAGES,
+    Cancel,
+    DeploymentList,
+    Done,
+    Finished,
+    GetStatus,
+    Grant,
+    ListModels,
+)
 from teengined.service import server as server_module
 from teengined.service.server import HandlerTable, Server
 from teengined.service.settings import ProtocolSettings
+from tests.unit.cli.test_listing_verbs import DEPLOYMENT
 
 SETTINGS = ProtocolSettings(max_pending=4, max_calls=2, probe_interval=0.02)
 
@@ -211,9 +223,7 @@ def test_a_call_that_is_left_before_it_begins_is_told_so():
     assert client.replies[0].message.code == "cancelled"
 
 
-@pytest.mark.parametrize("num_told", [1, 1000])
-def test_a_reply_that_tells_much_is_encoded_beside_the_loop(num_told: int, monkeypatch: pytest.MonkeyPatch):
-    threads: list[threading.Thread] = []
+def finished_telling(num_told: int) -> Finished:
     usage = Usage(
         prompt_tokens=1,
         completion_tokens=1,
@@ -223,14 +233,29 @@ def test_a_reply_that_tells_much_is_encoded_beside_the_loop(num_told: int, monke
         bound_seconds_per_token=0.0,
     )
     told = (TokenLogprobs(token_id=1, logprob=-1.0),) * num_told
-    finished = Finished(request_id="r", sequence=0, reason=FinishReason.STOP, usage=usage, prompt_logprobs=told)
+    return Finished(request_id="r", sequence=0, reason=FinishReason.STOP, usage=usage, prompt_logprobs=told)
+
+
+def deployment_placing(num_units: int) -> DeploymentList:
+    units = (UnitPlacement(unit_id="layer.0", tier=Tier.DISK),) * num_units
+    plan = replace(DEPLOYMENT.plan, stages=(replace(DEPLOYMENT.plan.stages[0], units=units),))
+    return DeploymentList(deployments=(replace(DEPLOYMENT, plan=plan),))
+
+
+@pytest.mark.parametrize("telling", [finished_telling, deployment_placing])
+@pytest.mark.parametrize("num_told", [1, 1000])
+def test_a_reply_that_tells_much_is_encoded_beside_the_loop(
+    num_told: int, telling: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
+):
+    threads: list[threading.Thread] = []
+    reply = telling(num_told)
 
     def watched(*arguments: Any) -> list[bytes]:
         threads.append(threading.current_thread())
         return encode(*arguments)
 
-    async def finish(_call, _message) -> Finished:
-        return finished
+    async def finish(_call, _message) -> Any:
+        return reply
 
     client = OneClient([frames(1, GetStatus())])
 
@@ -240,5 +265,5 @@ def test_a_reply_that_tells_much_is_encoded_beside_the_loop(num_told: int, monke
     monkeypatch.setattr(server_module, "encode", watched)
     asyncio.run(serve(client, handlers(finish), story))
 
-    assert client.replies[0].message == finished
+    assert client.replies[0].message == reply
     assert (threads[0] is threading.main_thread()) == (num_told == 1)
