@@ -18,10 +18,8 @@
 #include "kernels.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512F__)
-#include "lanes.h"
+#include "tiles.h"
 
-/* Weight rows and activation rows of one register tile: of few rows, and of more. */
-enum { THIN_O = 4, THIN_R = 4, WIDE_O = 2, WIDE_R = 8, TILE_SUMS = 16 };
 /* Columns of one step along a tile; rows for which a weight is read once; the largest block of weight rows, and of such
    as are decoded; numbers that are decoded at once. */
 enum { STEP_I = 32, PASS_R = 64, MAX_BLOCK_O = 64, MAX_DECODED_O = 16, DECODED = 1 << 14 };
@@ -29,12 +27,6 @@ enum { STEP_I = 32, PASS_R = 64, MAX_BLOCK_O = 64, MAX_DECODED_O = 16, DECODED =
 enum { BLOCK_BYTES = 1 << 18 };
 /* Inputs of one book. */
 enum { GROUP_I = 16 };
-
-typedef struct {
-    const char *next; /* the next line to fetch */
-    int lines;        /* to fetch in each step of a tile */
-    int num_tiles;    /* that fetch, of those over the same weight rows */
-} fetch_t;
 
 static inline __m512bh pairs(const uint16_t *x) { return (__m512bh)_mm512_loadu_si512(x); }
 
@@ -51,15 +43,13 @@ typedef struct {
     int is_first; /* of the chunks: nothing to add to */
 } strip_t;
 
-/* Multiplies `num_rows` rows with weight rows, num_outputs at a time. Sum (row, output) is element num_outputs * row +
-   output. A tile is packed with TILE_SUMS / num_outputs rows. */
+/* Multiplies `num_rows` rows with weight rows, num_outputs at a time. A tile is packed with TILE_SUMS /
+   num_outputs rows. */
 static inline __attribute__((always_inline)) void strip_of(const int num_outputs, const int num_rows, const int lines,
                                                            const strip_t *strip, fetch_t *fetch) {
     const int tile_rows = TILE_SUMS / num_outputs;
     const int64_t width = strip->width, num_weight_rows = strip->num_weight_rows;
     const char *next = fetch->next;
-    /* The vector that becomes the element of a sum. */
-#define PLACE(r, o) (((num_outputs * (r) + (o)) & 3) * 4 + ((num_outputs * (r) + (o)) >> 2))
     for (int64_t first = 0; first < num_weight_rows; first += num_outputs) {
         const uint16_t *x = strip->x, *w[THIN_O];
         UNROLLED for (int o = 0; o < num_outputs; o++)
@@ -71,7 +61,8 @@ static inline __attribute__((always_inline)) void strip_of(const int num_outputs
             UNROLLED for (int o = 0; o < num_outputs; o++) weights[o] = pairs(w[o] + i);
             UNROLLED for (int r = 0; r < num_rows; r++) {
                 const __m512bh row = pairs(x + r * STEP_I);
-                UNROLLED for (int o = 0; o < num_outputs; o++) add_products_of(&sums[PLACE(r, o)], row, weights[o]);
+                UNROLLED for (int o = 0; o < num_outputs; o++)
+                    add_products_of(&sums[TILE_PLACE(num_outputs, r, o)], row, weights[o]);
             }
             x += tile_rows * STEP_I;
             UNROLLED for (int line = 0; line < lines; line++) _mm_prefetch(next + 64 * line, _MM_HINT_T1);
@@ -81,7 +72,6 @@ static inline __attribute__((always_inline)) void strip_of(const int num_outputs
         const __m512 found = sums16(sums);
         *target = strip->is_first ? found : _mm512_add_ps(*target, found);
     }
-#undef PLACE
     fetch->next = next;
 }
 
@@ -153,12 +143,11 @@ static void decode(const te_bf16_linear *call, int64_t output, int64_t column, i
     }
 }
 
-/* How the lines of one weight block are spread over the tiles that multiply the block before it. */
-static fetch_t fetching(const te_bf16_linear *call, const char *next, int num_tiles) {
-    const int eighths = call->weight_dtype == TE_BF16 ? 8 : call->weight_dtype == TE_I8 ? 4 : 2; /* of a weight row's step */
-    const int all = eighths * tile_outputs(call) / 8 > 1 ? eighths * tile_outputs(call) / 8 : 1;
-    const int share = num_tiles >= all ? all : num_tiles >= 2 && all >= 2 ? 2 : 1; /* of the tiles fetch */
-    return (fetch_t){next, next ? all / share : 0, share};
+/* Lines of the next weight block that are due for each step of a tile. */
+static int lines_of(const te_bf16_linear *call) {
+    const int bits = call->weight_dtype == TE_BF16 ? 16 : call->weight_dtype == TE_I8 ? 8 : 4;
+    const int lines = tile_outputs(call) * STEP_I * bits / 512;
+    return lines > 1 ? lines : 1;
 }
 
 typedef struct {
@@ -166,24 +155,13 @@ typedef struct {
     uint16_t decoded[DECODED] __attribute__((aligned(64)));
 } work_t;
 
-/* Collects the sums of one row of a tile for sixteen outputs, of which each vector holds a few. */
-static inline __m512 collected(const __m512 *sums, int64_t row, int outputs) {
-    if (outputs == WIDE_O) {
-        const double *pair = (const double *)sums + row;
-        return (__m512)_mm512_set_pd(pair[56], pair[48], pair[40], pair[32], pair[24], pair[16], pair[8], pair[0]);
-    }
-    const __m128 *four = (const __m128 *)sums + row;
-    const __m256 low = _mm256_set_m128(four[4], four[0]), high = _mm256_set_m128(four[12], four[8]);
-    return _mm512_castpd_ps(_mm512_insertf64x4(_mm512_castps_pd(_mm512_castps256_ps512(low)), _mm256_castps_pd(high), 1));
-}
-
 static void finish(const te_bf16_linear *call, int64_t first, int64_t last, int64_t output, int64_t end, const work_t *work) {
     const int outputs = tile_outputs(call), rows = tile_rows(call);
     for (int64_t row = first; row < last; row++) {
         const __m512 *sums = work->sums[(row - first) / rows];
         for (int64_t o = output; o < end; o += 16, sums += 16 / outputs) {
             const __mmask16 mask = mask16(end - o);
-            __m512 value = collected(sums, (row - first) % rows, outputs);
+            __m512 value = (__m512)collected((const __m512i *)sums, (row - first) % rows, outputs);
             if (call->scale) value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(mask, call->scale + o));
             store16(call->y, TE_BF16, row * call->num_outputs + o, value, mask);
         }
@@ -209,8 +187,7 @@ static void block_of(const te_bf16_linear *call, const uint16_t *packed, int64_t
     const int64_t most = tile_rows(call), num_inputs = call->num_inputs;
     const int num_tiles = (int)((last - first + most - 1) / most);
     const char *weight = call->weight;
-    fetch_t fetch = fetching(call, end < call->num_outputs ? weight + end * row_bytes(call) : NULL, num_tiles);
-    const int lines = fetch.lines == 4 ? 3 : fetch.lines;
+    fetch_t fetch = spread(end < call->num_outputs ? weight + end * row_bytes(call) : NULL, lines_of(call), num_tiles);
     for (int64_t column = 0; column < num_inputs; column += call->chunk) {
         const int64_t left = num_inputs - column, chunk = left < call->chunk ? left : call->chunk;
         strip_t strip = {.num_weight_rows = end - output, .is_first = !column};
@@ -220,7 +197,7 @@ static void block_of(const te_bf16_linear *call, const uint16_t *packed, int64_t
             const int64_t rows = last - first - t * most < most ? last - first - t * most : most;
             strip.x = packed + t * most * width + column * most;
             strip.sums = work.sums[t];
-            (most == THIN_R ? thin_strips : wide_strips)[rows - 1][t < fetch.num_tiles ? lines : 0](&strip, &fetch);
+            (most == THIN_R ? thin_strips : wide_strips)[rows - 1][lines_index(&fetch, t)](&strip, &fetch);
         }
     }
     finish(call, first, last, output, end, &work);

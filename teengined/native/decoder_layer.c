@@ -13,7 +13,8 @@
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512F__)
 #include "lanes.h"
 
-/* Rows up to which byte products are ahead of bf16 ones where the weight is int8 or codes: both wait for memory. */
+/* Rows up to which products of bytes are ahead of those in bf16 where the weight is int8 or codes, and has to be made
+   bf16 first. */
 enum { FEW_ROWS = 64 };
 /* How long a chunk of columns is by the number of rows: see bf16_linear.py. */
 enum { ONE_TILE = 4, ONE_TILE_CHUNK = 2048, FEW_ROWS_CHUNK = 1024 };

@@ -5,20 +5,18 @@
    exact in any order, so that the shapes of tiles, chunks and blocks are free.
 
    While a block of weight rows is multiplied, the next one is fetched, line after line as it lies in memory: memory
-   gives twice as much to one such walk as to several at once. A chunk of columns of a
-   tile of digit rows stays in the first-level cache while the block passes.
+   gives twice as much to one such walk as to several at once. A chunk of columns of a tile of digit rows stays in the
+   first-level cache while the block passes.
 
    Legend: G digits of an activation, R digit rows, I inputs, O outputs. */
 
 #ifndef TEENGINE_DIGITS_H
 #define TEENGINE_DIGITS_H
 
-#include "lanes.h"
+#include "tiles.h"
 
-/* Columns of one step; sums of one register tile, which hide the latency of the instruction. */
-enum { STEP_I = 64, TILE_SUMS = 16 };
-/* Outputs of a tile where there are few digit rows, and otherwise; it has TILE_SUMS / outputs digit rows at most. */
-enum { THIN_O = 4, WIDE_O = 2, THIN_R = TILE_SUMS / THIN_O, WIDE_R = TILE_SUMS / WIDE_O };
+/* Columns of one step along a tile. */
+enum { STEP_I = 64 };
 /* Digit rows for which a weight row is read once; bytes of a chunk of a tile's columns; columns that are decoded at
    once; the largest block of weight rows, and its bytes: this one and the next stay in the second-level cache. */
 enum { PASS_R = 64, CHUNK_BYTES = 1 << 14, DECODED_I = 1024, MAX_BLOCK_O = 32, BLOCK_BYTES = 1 << 17 };
@@ -46,26 +44,6 @@ typedef struct {
     int64_t row_bytes, num_outputs, num_threads;
 } products_t;
 
-typedef struct {
-    const char *next; /* the next line to fetch */
-    int lines;        /* in each step of a tile */
-    int num_tiles;    /* that fetch, of those over the same weight rows */
-} fetch_t;
-
-/* The sums of the lanes of each of sixteen vectors: element 4 * j + i is that of vector 4 * i + j. */
-static inline __m512i lane_sums16(const __m512i *v) {
-    __m512i a[8], b[4];
-    UNROLLED for (int i = 0; i < 8; i++)
-        a[i] = _mm512_add_epi32(_mm512_shuffle_i32x4(v[2 * i], v[2 * i + 1], 0x44),
-                                _mm512_shuffle_i32x4(v[2 * i], v[2 * i + 1], 0xee));
-    UNROLLED for (int i = 0; i < 4; i++)
-        b[i] = _mm512_add_epi32(_mm512_shuffle_i32x4(a[2 * i], a[2 * i + 1], 0x88),
-                                _mm512_shuffle_i32x4(a[2 * i], a[2 * i + 1], 0xdd));
-    const __m512i low = _mm512_add_epi32(_mm512_unpacklo_epi32(b[0], b[1]), _mm512_unpackhi_epi32(b[0], b[1]));
-    const __m512i high = _mm512_add_epi32(_mm512_unpacklo_epi32(b[2], b[3]), _mm512_unpackhi_epi32(b[2], b[3]));
-    return _mm512_add_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
-}
-
 /* As an instruction, since a compiler that sees the function copies every sum from one register to another. */
 static inline __attribute__((always_inline)) void add_products_of(__m512i *sum, __m512i weights, __m512i digits) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(weights), "v"(digits));
@@ -86,8 +64,6 @@ static inline __attribute__((always_inline)) void strip_of(const int num_outputs
     const __m512i sign = _mm512_set1_epi8((char)(flip ? 0x80 : 0));
     const int64_t width = strip->width, num_weight_rows = strip->num_weight_rows;
     const char *next = fetch->next;
-    /* The vector that becomes the element of a sum. */
-#define PLACE(r, o) (((num_outputs * (r) + (o)) & 3) * 4 + ((num_outputs * (r) + (o)) >> 2))
     for (int64_t first = 0; first < num_weight_rows; first += num_outputs) {
         const uint8_t *x = strip->x, *w[THIN_O];
         UNROLLED for (int o = 0; o < num_outputs; o++)
@@ -102,7 +78,8 @@ static inline __attribute__((always_inline)) void strip_of(const int num_outputs
             }
             UNROLLED for (int r = 0; r < num_rows; r++) {
                 const __m512i digits = _mm512_load_si512(x + r * STEP_I);
-                UNROLLED for (int o = 0; o < num_outputs; o++) add_products_of(&sums[PLACE(r, o)], weights[o], digits);
+                UNROLLED for (int o = 0; o < num_outputs; o++)
+                    add_products_of(&sums[TILE_PLACE(num_outputs, r, o)], weights[o], digits);
             }
             x += num_rows * STEP_I;
             UNROLLED for (int line = 0; line < lines; line++)
@@ -110,10 +87,9 @@ static inline __attribute__((always_inline)) void strip_of(const int num_outputs
             next += 64 * lines;
         }
         __m512i *target = strip->sums + first / num_outputs;
-        const __m512i found = lane_sums16(sums);
+        const __m512i found = whole_sums16(sums);
         *target = strip->is_first ? found : _mm512_add_epi32(*target, found);
     }
-#undef PLACE
     fetch->next = next;
 }
 
@@ -226,17 +202,6 @@ typedef struct {
     uint8_t decoded[MAX_BLOCK_O * DECODED_I] __attribute__((aligned(64)));
 } work_t;
 
-/* Collects the sums of one digit row of a tile for sixteen outputs, of which each vector holds a few. */
-static inline __m512i collected(const __m512i *sums, int64_t row, int tile_outputs) {
-    if (tile_outputs == WIDE_O) {
-        const long long *pair = (const long long *)sums + row;
-        return _mm512_set_epi64(pair[56], pair[48], pair[40], pair[32], pair[24], pair[16], pair[8], pair[0]);
-    }
-    const __m128i *four = (const __m128i *)sums + row;
-    const __m256i low = _mm256_set_m128i(four[4], four[0]), high = _mm256_set_m128i(four[12], four[8]);
-    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-}
-
 static void finish(const products_t *all, const tiles_t *tiles, int64_t first, int64_t last, int64_t output,
                    int64_t end, const sums_t *all_sums) {
     const int64_t num_digits = all->x.num_digits;
@@ -250,13 +215,6 @@ static void finish(const products_t *all, const tiles_t *tiles, int64_t first, i
             write_results(all, row, o, end, found);
         }
     }
-}
-
-/* How the lines of the next block are spread over the tiles that multiply this one. */
-static fetch_t fetching(const products_t *all, const shape_t *shape, const char *next) {
-    const int all_lines = shape->tiles.tile_outputs / (all->decode ? 2 : 1);
-    const int share = shape->tiles.num_tiles >= 2 && all_lines >= 2 ? 2 : 1;
-    return (fetch_t){next, all_lines / share, share};
 }
 
 /* Puts columns of the weight rows [output, end) in the digits' order and with some bytes behind them that may be read:
@@ -284,8 +242,8 @@ static void block_of(const products_t *all, const shape_t *shape, int64_t first,
     const int64_t width = all->decode ? all->x.width : all->x.num_inputs;
     const int is_linear = shape->chunk >= width && shape->tiles.num_tiles == 1; /* read as it lies in memory */
     const int64_t ahead = (is_linear ? THIN_O : end - output) * all->row_bytes;
-    fetch_t fetch = fetching(all, shape, (const char *)all->weight + output * all->row_bytes + ahead);
-    const int lines = fetch.lines == 4 ? 3 : fetch.lines;
+    const int lines = shape->tiles.tile_outputs / (all->decode ? 2 : 1);
+    fetch_t fetch = spread((const char *)all->weight + output * all->row_bytes + ahead, lines, shape->tiles.num_tiles);
     for (int64_t column = 0; column < width; column += shape->chunk) {
         strip_t strip = {.num_weight_rows = end - output, .is_first = !column};
         strip.width = width - column < shape->chunk ? width - column : shape->chunk;
@@ -295,7 +253,7 @@ static void block_of(const products_t *all, const shape_t *shape, int64_t first,
             strip.x = all->x.digits + (first * all->x.num_digits + r) * all->x.width + column * rows;
             strip.sums = work.sums[t];
             (shape->tiles.tile_outputs == THIN_O ? thin_strips : wide_strips)[rows - 1][!all->decode]
-                [t < fetch.num_tiles ? lines : 0](&strip, &fetch);
+                [lines_index(&fetch, t)](&strip, &fetch);
         }
     }
     finish(all, &shape->tiles, first, last, output, end, work.sums);

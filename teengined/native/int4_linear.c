@@ -103,11 +103,10 @@ static inline __attribute__((always_inline)) __m512i multiply_codes(const int nu
         books[o] = call->books + row * num_inputs / GROUP_I;
         if (num_whole < num_inputs) look_up_rest(call, row, num_whole, rest[o]);
     }
-#define PLACE(r, o) (((num_outputs * (r) + (o)) & 3) * 4 + ((num_outputs * (r) + (o)) >> 2))
 #define ADD_BLOCK(o, low, high)                                                                                     \
     UNROLLED for (int r = 0; r < num_rows; r++) {                                                                   \
-        add_products_of(&sums[PLACE(r, o)], low, _mm512_load_si512(x + r * STEP_I));                                \
-        add_products_of(&sums[PLACE(r, o)], high, _mm512_load_si512(x + (num_rows + r) * STEP_I));                  \
+        add_products_of(&sums[TILE_PLACE(num_outputs, r, o)], low, _mm512_load_si512(x + r * STEP_I));                                \
+        add_products_of(&sums[TILE_PLACE(num_outputs, r, o)], high, _mm512_load_si512(x + (num_rows + r) * STEP_I));                  \
     }
     for (int64_t i = 0; i < num_whole; i += BLOCK_I, x += num_rows * BLOCK_I) {
         _mm_prefetch(next_books, _MM_HINT_T0);
@@ -125,8 +124,7 @@ static inline __attribute__((always_inline)) __m512i multiply_codes(const int nu
             ADD_BLOCK(o, _mm512_loadu_si512(rest[o]), _mm512_loadu_si512(rest[o] + BLOCK_I / 2))
         }
 #undef ADD_BLOCK
-#undef PLACE
-    return lane_sums16(sums);
+    return whole_sums16(sums);
 }
 
 /* Each shape as a function of its own: a compiler that sees several in one runs out of registers. */

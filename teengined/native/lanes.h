@@ -68,19 +68,28 @@ static inline __m512 rounded16(__m512 x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half16(x)), 16));
 }
 
-/* Returns the sums of the lanes of each of sixteen vectors: element 4 * j + i is that of vector 4 * i + j. */
-static inline __m512 sums16(const __m512 *v) {
-    __m512 a[8], b[4];
-    UNROLLED for (int i = 0; i < 8; i++)
-        a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0x44),
-                             _mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0xee));
-    UNROLLED for (int i = 0; i < 4; i++)
-        b[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0x88),
-                             _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0xdd));
-    const __m512 low = _mm512_add_ps(_mm512_unpacklo_ps(b[0], b[1]), _mm512_unpackhi_ps(b[0], b[1]));
-    const __m512 high = _mm512_add_ps(_mm512_unpacklo_ps(b[2], b[3]), _mm512_unpackhi_ps(b[2], b[3]));
-    return _mm512_add_ps(_mm512_shuffle_ps(low, high, 0x44), _mm512_shuffle_ps(low, high, 0xee));
-}
+/* Returns the sums of the lanes of each of sixteen vectors: element 4 * j + i is that of vector 4 * i + j. The same
+   moves for numbers of both kinds, which only add differently; the pairs that are added are the same for every vector. */
+#define LANE_SUMS(name, vector, add)                                                                                \
+    static inline vector name(const vector *v) {                                                                    \
+        vector a[8], b[4];                                                                                          \
+        UNROLLED for (int i = 0; i < 8; i++) {                                                                      \
+            const __m512i x = (__m512i)v[2 * i], y = (__m512i)v[2 * i + 1];                                         \
+            a[i] = add((vector)_mm512_shuffle_i32x4(x, y, 0x44), (vector)_mm512_shuffle_i32x4(x, y, 0xee));         \
+        }                                                                                                           \
+        UNROLLED for (int i = 0; i < 4; i++) {                                                                      \
+            const __m512i x = (__m512i)a[2 * i], y = (__m512i)a[2 * i + 1];                                         \
+            b[i] = add((vector)_mm512_shuffle_i32x4(x, y, 0x88), (vector)_mm512_shuffle_i32x4(x, y, 0xdd));         \
+        }                                                                                                           \
+        UNROLLED for (int i = 0; i < 2; i++) {                                                                      \
+            const __m512i x = (__m512i)b[2 * i], y = (__m512i)b[2 * i + 1];                                         \
+            a[i] = add((vector)_mm512_unpacklo_epi32(x, y), (vector)_mm512_unpackhi_epi32(x, y));                   \
+        }                                                                                                           \
+        const __m512i low = (__m512i)a[0], high = (__m512i)a[1];                                                    \
+        return add((vector)_mm512_unpacklo_epi64(low, high), (vector)_mm512_unpackhi_epi64(low, high));             \
+    }
+LANE_SUMS(sums16, __m512, _mm512_add_ps)
+LANE_SUMS(whole_sums16, __m512i, _mm512_add_epi32)
 
 /* The bits of the largest magnitude among `count` numbers; those of NaN and infinity are above all others. */
 static inline uint32_t largest_of(const void *x, int64_t dtype, int64_t count) {

@@ -56,7 +56,7 @@ class HostPoolLink:
             TeengineError: the pool refuses.
             TransportError: the daemon is gone.
             DeadlineExceeded: no answer came in time.
-        CapacityError: this process has no descriptor left.
+            CapacityError: this process has no descriptor left.
         """
         return self._ask(ClaimUnit(ticket=self._ticket, digest=digest, wait=wait))
 

@@ -7,6 +7,7 @@ from http import HTTPStatus
 
 from teengined.core.errors import ConfigError
 from teengined.service.metrics.http import PATH, Page, answer_to, loopback_address, response
+from teengined.service.seldom import Seldom
 from teengined.service.settings import MetricsSettings
 
 __all__ = ["MetricsListener"]
@@ -23,6 +24,7 @@ class MetricsListener:
         """Nothing listens before `open`."""
         self._settings = settings
         self._metrics = metrics
+        self._seldom = Seldom(logger, logging.INFO)
         self._server: asyncio.Server | None = None
         self._connections: dict[asyncio.Task[None], asyncio.WriteTransport] = {}
         """Oldest first."""
@@ -78,8 +80,8 @@ class MetricsListener:
                     writer.write(response(page))
                     writer.close()
                     await writer.wait_closed()
-        except (TimeoutError, OSError):
-            pass  # Too slow, or gone.
+        except (TimeoutError, OSError) as error:
+            self._seldom.tell("a connection for metrics was too slow, or went away", str(error))
         except Exception:  # The edge: a mistake of ours costs one scrape.
             logger.exception("metrics could not be served")
         finally:

@@ -25,6 +25,22 @@ def test_a_library_is_compiled_once_and_found_again(tmp_path: Path):
 
 
 @needs_a_compiler
+def test_a_change_of_any_source_or_header_makes_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sources = Path(compiler.__file__).parent
+    files = [path.name for path in sources.iterdir() if path.suffix in {".c", ".h"}]
+    for name in files:
+        (tmp_path / name).write_bytes((sources / name).read_bytes())
+    monkeypatch.setattr(compiler, "__file__", str(tmp_path / "compiler.py"))
+    names = {compiler._digest(sys.executable)}
+
+    for name in files:
+        (tmp_path / name).write_text((tmp_path / name).read_text() + "\n")
+        names.add(compiler._digest(sys.executable))
+
+    assert len(names) == 1 + len(files)
+
+
+@needs_a_compiler
 def test_a_directory_that_others_may_write_to_is_not_trusted(tmp_path: Path):
     shared = tmp_path / "shared"
     shared.mkdir()

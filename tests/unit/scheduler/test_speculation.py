@@ -83,6 +83,19 @@ def test_many_sequences_at_once_make_a_row_dear(seed: int):
     assert crowded.play() > 0.97
 
 
+@pytest.mark.parametrize("num_decoding", [1, 16])
+def test_first_tries_are_as_many_steps_apart_however_many_sequences_guess(num_decoding: int):
+    control = Speculation(max_drafted=16)
+    control.learn_step(num_decoding, 1.0, has_drafts=False)
+
+    tries = [
+        sum(control.num_wanted("greedy", "lookup", num_decoding) > 0 for _ in range(num_decoding)) for _ in range(15)
+    ]
+
+    assert max(tries) == 1
+    assert sum(tries) == 3
+
+
 def test_what_changes_is_noticed_in_both_directions(seed: int):
     machine = Machine(seed, row_seconds=0.05, rate=0.9)
     assert machine.play() > 2

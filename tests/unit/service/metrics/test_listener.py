@@ -1,6 +1,7 @@
 """Real connections on loopback to a listener that has nothing behind it."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_headers_beyond_the_bound_are_refused():
     listening(story, max_request=256)
 
 
-def test_one_who_says_nothing_is_cut_off_in_time_and_keeps_nobody_out():
+def test_one_who_says_nothing_is_cut_off_in_time_and_told_of_and_keeps_nobody_out(caplog: pytest.LogCaptureFixture):
     async def story(listener: MetricsListener) -> None:
         silent = [await connect(listener, b"GET /met") for _ in range(2)]
         for reader, writer in silent:
@@ -104,7 +105,9 @@ def test_one_who_says_nothing_is_cut_off_in_time_and_keeps_nobody_out():
         while not (await answer(listener, REQUEST)).endswith(PAGE.encode()):
             pass  # Its place may not be free yet.
 
-    listening(story, timeout=0.1)
+    with caplog.at_level(logging.INFO):
+        listening(story, timeout=0.1)
+    assert "a connection for metrics was too slow" in caplog.text
 
 
 def test_one_connection_too_many_takes_the_place_of_the_oldest():
