@@ -80,6 +80,7 @@ class Daemon:
         await self.server.close()
         await self.context.grammars.close()
         await self.context.pool.close(now=now)
+        await self.context.deployments.give_back_kept()
         await self._host_socket.close()
         self.context.deployments.host_pool.close()
         self._socket.close()

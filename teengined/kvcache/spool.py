@@ -237,6 +237,13 @@ class Spool:
         for stored in kept:
             self._file(stored)
 
+    def lose_disk(self) -> None:
+        """Forget what is on disk, after `lose_host`: nobody may have it any more."""
+        for stored in tuple(self._below.values()):
+            self.pin(stored)
+            self._lose(stored)
+            self.unpin(stored)
+
     def _end_write(self, stored: Stored, move: SlotMove, *, succeeded: bool) -> None:
         if succeeded:
             self.num_written += 1

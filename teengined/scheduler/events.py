@@ -124,6 +124,9 @@ class PipelineLost:
 class PipelineReady:
     """All stages are open and empty; steps count from 0 again."""
 
+    computes_otherwise: bool = False
+    """With other kernels than before: what is below the device is not what would be computed now."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlocksFound:

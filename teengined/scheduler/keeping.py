@@ -6,7 +6,7 @@ waits for that, but for one copy into host memory at most.
 
 from dataclasses import dataclass
 
-from teengined.kvcache.kept import KeptBlock, kept_blocks, take_over
+from teengined.kvcache.kept import Snapshot, snapshot, take_over
 from teengined.scheduler.events import BlocksFound, Run, SpoolReported
 from teengined.scheduler.restoring import settle_moves, take_transfers
 from teengined.scheduler.state import State
@@ -27,12 +27,12 @@ class Keeping:
 
     @property
     def version(self) -> tuple[int, int]:
-        """Another one whenever `blocks` may have changed."""
+        """Another one whenever `snapshot` may have changed."""
         return self._state.spool.num_written, self._state.spool.num_lost
 
-    def blocks(self) -> tuple[KeptBlock, ...]:
+    def snapshot(self) -> Snapshot:
         """Return what is on disk now."""
-        return kept_blocks(self._state.cache.tiers.index, self._state.spool)
+        return snapshot(self._state.cache.tiers.index, self._state.spool)
 
 
 def note_spool(state: State, event: SpoolReported | BlocksFound, now_seconds: float) -> None:

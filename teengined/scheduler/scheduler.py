@@ -181,8 +181,7 @@ class Scheduler:
             case PipelineLost():
                 return self._lose(event)
             case PipelineReady():
-                self._ready, self._next_step = True, 0
-                return ()
+                return self._begin(event)
             case Tick():
                 self._drafts.expire(now_seconds)
                 return self._expire(now_seconds)
@@ -275,6 +274,12 @@ class Scheduler:
             if not flight.sequence.has_ended:
                 instructions += completion.settle(flight)
         return tuple(instructions)
+
+    def _begin(self, event: PipelineReady) -> tuple[Instruction, ...]:
+        self._ready, self._next_step = True, 0
+        if event.computes_otherwise:
+            self._state.spool.lose_disk()
+        return ()
 
     def _lose(self, event: PipelineLost) -> tuple[Instruction, ...]:
         self._ready = False

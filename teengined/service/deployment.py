@@ -95,6 +95,8 @@ class LoadedModel:
     _answers: AnswerTable = field(init=False)
     _feed: EventFeed = field(init=False)
     _recovery: Recovery = field(init=False)
+    _kernels: tuple[str, ...] = ()
+    """What the stages compute with, as they said when all were opened last."""
     _num_sequences: int = 0
     _ticker: "asyncio.Task[None] | None" = None
 
@@ -141,16 +143,17 @@ class LoadedModel:
         """
         self.pool.subscribe(self.id, self)
         try:
-            found = () if self.keeper is None else await self.keeper.read()
+            if self.keeper is not None:
+                await self.keeper.read()
             await self.stages.open(on_progress)
         except BaseException:
             await asyncio.shield(self.close())
             raise
         self.state = "ready"
         draft = () if self.draft is None else (self.draft.offer(),)
+        self._kernels = self.stages.kernels
+        found = () if self.keeper is None else self.keeper.begin(self._kernels)
         self._feed.advance(BlocksFound(blocks=found), PipelineReady(), *draft)
-        if self.keeper is not None:
-            self.keeper.begin()
         self._ticker = asyncio.create_task(self._feed.tick())
 
     async def close(self) -> None:
@@ -355,13 +358,17 @@ class LoadedModel:
             return
         self.state = "loading"
         self._feed.advance(PipelineLost(error=error))
+        self._note_kept()
         self._recovery.begin()
 
     def _on_recovered(self) -> None:
         # While it came back, someone may have begun to unload it, which its waiting answers may still see.
         self.state, self.problem = "ready" if self.state == "loading" else self.state, ""
         logger.info("%s is ready again", self.name)
-        self._feed.advance(PipelineReady())
+        before, self._kernels = self._kernels, self.stages.kernels
+        if self.keeper is not None:
+            self.keeper.kernels = self._kernels
+        self._feed.advance(PipelineReady(computes_otherwise=self._kernels != before))
 
     def _on_problem(self, problem: str) -> None:
         self.problem = problem

@@ -6,24 +6,36 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from teengined import __version__
+from teengined.core.device import DeviceDescription, DeviceSpec
 from teengined.core.errors import PackageError
 from teengined.core.plan import Plan
 from teengined.modelpack.layout import MANIFEST_FILE
 
-__all__ = ["fingerprint_of"]
+__all__ = ["devices_of", "fingerprint_of"]
 
 _DIGEST_BYTES = 32
 # The manifest has the digest of every unit; the configuration says how they are computed with, rotary angles above all.
 _PACKAGE_FILES = (MANIFEST_FILE, "config.json")
 
 
-def fingerprint_of(package_dir: Path, plan: Plan, versions: Sequence[str], settings: Mapping[str, int | str]) -> str:
+def devices_of(
+    plan: Plan, specs: Sequence[DeviceSpec], descriptions: Mapping[str, DeviceDescription]
+) -> tuple[str, ...]:
+    """Return what computes: the device of each stage and its threads, and the libraries of all devices."""
+    threads = {spec.id: spec.threads for spec in specs}
+    names = {key: item.name for key, item in descriptions.items()}
+    stages = [f"{stage.device_id} {names.get(stage.device_id)} {threads.get(stage.device_id)}" for stage in plan.stages]
+    versions = {version for item in descriptions.values() for version in item.library_versions}
+    return (*stages, *sorted(versions))
+
+
+def fingerprint_of(package_dir: Path, plan: Plan, devices: Sequence[str], settings: Mapping[str, int | str]) -> str:
     """Return the fingerprint of a deployment.
 
     Args:
         package_dir: Its package, of which two files are read.
         plan: Which layers run on which device, in which dtype, for how long a context.
-        versions: Of the libraries that compute.
+        devices: As `devices_of` gives them.
         settings: All else that counts.
 
     Raises:
@@ -32,7 +44,7 @@ def fingerprint_of(package_dir: Path, plan: Plan, versions: Sequence[str], setti
     stages = [(stage.device_id, stage.layer_start, stage.layer_end, stage.compute_dtype) for stage in plan.stages]
     table = {
         "version": __version__,
-        "libraries": sorted(versions),
+        "devices": list(devices),
         "package": [_digest(_content(package_dir / name)) for name in _PACKAGE_FILES],
         "context_tokens": plan.context_tokens,
         "stages": stages,

@@ -16,12 +16,21 @@ import msgpack
 from teengined.core.records import RecordError, from_mapping, to_mapping
 from teengined.kvcache.kept import MAX_KEPT_BLOCKS, NO_PARENT, KeptBlock
 
-__all__ = ["MAX_MANIFEST_BYTES", "ManifestRefused", "PrefixManifest", "decode_manifest", "encode_manifest"]
+__all__ = [
+    "MAX_MANIFEST_BYTES",
+    "ManifestRefused",
+    "PrefixManifest",
+    "decode_manifest",
+    "encode_manifest",
+    "most_blocks",
+]
 
 MAX_MANIFEST_BYTES = 64 << 20
 """Of `MAX_KEPT_BLOCKS` blocks of 16 tokens some 5 MB; blocks of hundreds of tokens take more."""
 _HEADER = b"teengine.kv/v1\n"
 _MAC_BYTES = 32
+# Of one block: the names of its fields, a salt and numbers, then of each token and of each digest. Of the rest: a page.
+_BLOCK_BYTES, _TOKEN_BYTES, _DIGEST_BYTES, _REST_BYTES = 192, 5, 66, 4096
 # Of one block: more than any device's plan has stages.
 _MAX_DIGESTS = 1024
 
@@ -38,6 +47,8 @@ class PrefixManifest:
     """Of everything that the bytes depend on: the package, and how it was run."""
     block_tokens: int
     num_stages: int
+    kernels: tuple[str, ...]
+    """What each stage computed with, as it said itself when it was opened."""
     blocks: tuple[KeptBlock, ...]
 
     def __post_init__(self) -> None:
@@ -46,6 +57,8 @@ class PrefixManifest:
         Raises:
             ValueError: of another size, from another number of stages, or after a block that comes later.
         """
+        if len(self.kernels) != self.num_stages:
+            raise ValueError("it does not say what every stage computed with")
         if len(self.blocks) > MAX_KEPT_BLOCKS:
             raise ValueError(f"it has more than {MAX_KEPT_BLOCKS} blocks")
         for place, block in enumerate(self.blocks):
@@ -53,6 +66,13 @@ class PrefixManifest:
                 raise ValueError(f"block {place} has another size than the rest")
             if block.parent != NO_PARENT and block.parent >= place:
                 raise ValueError(f"block {place} comes before the one that it follows")
+
+
+def most_blocks(max_bytes: int, slot_bytes: int, block_tokens: int, num_stages: int) -> int:
+    """Return how many blocks of `slot_bytes` fit into `max_bytes` together with the manifest that tells of them."""
+    told_bytes = _BLOCK_BYTES + block_tokens * _TOKEN_BYTES + num_stages * _DIGEST_BYTES
+    num_fitting = max(0, max_bytes - 2 * _REST_BYTES) // (slot_bytes + told_bytes)  # One of them for its last page.
+    return min(MAX_KEPT_BLOCKS, num_fitting, (MAX_MANIFEST_BYTES // 2 - _REST_BYTES) // told_bytes)
 
 
 def encode_manifest(manifest: PrefixManifest, key: bytes) -> bytes:

@@ -14,6 +14,7 @@ from benchmarks.private_daemon import PrivateDaemon
 from teengined.client import Client
 from teengined.core.device import DeviceSpec
 from teengined.core.sampling import SamplingParams
+from teengined.native.library import kernel_library, missing_reason
 from teengined.protocol.messages import Deployment, Finished, Generate, LoadModel, PlanModel, TokenChunk
 from tests.fakes.converted import convert_directory
 from tests.fakes.running_daemon import wait_until
@@ -48,10 +49,10 @@ def load(client: Client, name: str = "") -> Deployment:
     return client.load(LoadModel(plan=PlanModel(model=NAME, numerics="strict"), name=name)).deployment
 
 
-def ask(client: Client, prompt: tuple[int, ...] = PROMPT, salt: str = "") -> tuple[list[int], int]:
+def ask(client: Client, prompt: tuple[int, ...] = PROMPT, salt: str = "", name: str = NAME) -> tuple[list[int], int]:
     """Return the answer, and how many tokens of its prompt were cached."""
     sampling = SamplingParams(max_tokens=8, ignore_eos=True, temperature=0.0)
-    events = list(client.generate(Generate(model=NAME, token_ids=prompt, sampling=sampling, cache_salt=salt)))
+    events = list(client.generate(Generate(model=name, token_ids=prompt, sampling=sampling, cache_salt=salt)))
     tokens = [token for event in events if isinstance(event, TokenChunk) for token in event.token_ids]
     (end,) = (event for event in events if isinstance(event, Finished))
     return tokens, end.usage.cached_tokens
@@ -62,8 +63,8 @@ def kept_files(directory: Path) -> dict[str, Path]:
     return {name: path for name, path in found.items() if path.is_file()}
 
 
-def deployment(client: Client) -> Deployment:
-    (found,) = client.deployments().deployments
+def deployment(client: Client, name: str = NAME) -> Deployment:
+    (found,) = (item for item in client.deployments().deployments if item.model == name)
     return found
 
 
@@ -236,3 +237,43 @@ def test_package_that_is_removed_takes_along_what_is_kept_of_it(store: Path, tmp
         running.client.remove(NAME)
 
         assert kept_files(tmp_path) == {}
+
+
+def test_nothing_is_taken_over_from_other_kernels(
+    store: Path, tmp_path: Path, first: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernel_library() is None:
+        pytest.skip(f"there are no compiled kernels: {missing_reason()}")
+    monkeypatch.setenv("TEENGINE_NO_NATIVE", "1")
+    with daemon(store, tmp_path) as running:
+        load(running.client)
+
+        assert ask(running.client) == (first, 0)
+        assert "it was computed with other kernels" in running.log_file.read_text()
+
+
+def test_bounds_hold_for_all_packages_together_when_the_daemon_stops(store: Path, tmp_path: Path) -> None:
+    own = tmp_path / "store"
+    own.mkdir()
+    for name in (NAME, "other"):
+        convert_directory(store.parent / "source", own, name=name)
+    kept = 'disk_spool = "1MiB"\nkept_spool = "48KiB"\nkept_interval = "100ms"\n'
+    with daemon(own, tmp_path, kept) as running:
+        for name in (NAME, "other"):
+            running.client.load(LoadModel(plan=PlanModel(model=name)))
+            num_slots = deployment(running.client, name).kv_tiers.num_disk_slots
+            for first in range(0, 8 * num_slots, 8):
+                ask(running.client, tuple(first + token for token in PROMPT), name=name)
+            wait_until(
+                lambda name=name, most=num_slots: deployment(running.client, name).kv_tiers.num_disk_blocks == most,
+                "the disk is full",
+            )
+        running.client.unload("other")
+        assert len(manifests(tmp_path)) == 2
+    (left,) = manifests(tmp_path)
+
+    assert sum(path.stat().st_size for path in left.parent.iterdir()) <= 48 << 10
+
+
+def manifests(directory: Path) -> list[Path]:
+    return list((directory / "state" / "spool" / "kept").glob("*/manifest"))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from teengined.kvcache.block_table import BlockTable
-from teengined.kvcache.kept import KeptBlock, kept_blocks, take_over, without_old
+from teengined.kvcache.kept import KeptBlock, snapshot, take_over, without_old
 from teengined.kvcache.kv_cache import KVCache
 from teengined.kvcache.prefix import PrefixIndex
 from teengined.kvcache.spool import SlotMove, Spool
@@ -51,7 +51,7 @@ def end_write(spool: Spool, move: SlotMove) -> None:
 def test_blocks_are_told_parents_first_with_the_salt_of_each_chain():
     cache = computed((1, 2, 3, 4), (1, 2, 5, 6), (7, 8))
 
-    blocks = kept_blocks(cache.tiers.index, cache.tiers.spool)
+    blocks = snapshot(cache.tiers.index, cache.tiers.spool).blocks()
 
     assert [(item.parent, item.salt, item.token_ids) for item in blocks] == [
         (-1, SALT, (1, 2)),
@@ -69,16 +69,16 @@ def test_block_behind_one_that_is_not_on_disk_is_not_told():
     assert middle is not None
     spool.drop(middle)
 
-    assert [item.token_ids for item in kept_blocks(index, spool)] == [(1, 2)]
+    assert [item.token_ids for item in snapshot(index, spool).blocks()] == [(1, 2)]
 
 
 def test_what_is_taken_over_is_told_again_the_same():
     cache = computed((1, 2, 3, 4), (1, 2, 5, 6), (7, 8))
-    blocks = kept_blocks(cache.tiers.index, cache.tiers.spool)
+    blocks = snapshot(cache.tiers.index, cache.tiers.spool).blocks()
     index, spool = fresh()
 
     assert take_over(index, spool, blocks) == 4
-    assert kept_blocks(index, spool) == blocks
+    assert snapshot(index, spool).blocks() == blocks
     assert spool.num_disk == 4
 
 
@@ -161,7 +161,7 @@ def test_random_blocks_never_confuse_the_slots(seed: int):
             )
         num_taken = take_over(index, spool, blocks)
 
-        told = kept_blocks(index, spool)
+        told = snapshot(index, spool).blocks()
         assert len(told) == num_taken == spool.num_disk == len({item.slot for item in told})
         assert sorted([*spool._free_disk, *(item.slot for item in told)]) == list(range(6))
         assert {item.slot for item in told} <= {item.slot for item in blocks}

@@ -177,3 +177,13 @@ def test_what_gave_way_on_disk_is_lost_with_the_stages():
 
     assert (first.tier, second.tier, lost) == (None, Tier.DISK, [first])
     assert (where.num_host, where.num_disk) == (0, 1)
+
+
+def test_what_is_on_disk_can_be_given_up_too():
+    where, lost = spool(num_host=2, num_disk=4, write_early=True)
+    first, second = written(where), written(where)
+    where.lose_host()
+
+    where.lose_disk()
+
+    assert (lost, where.num_disk, first.tier, second.tier) == ([first, second], 0, None, None)

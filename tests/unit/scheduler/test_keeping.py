@@ -43,7 +43,7 @@ def test_full_blocks_are_brought_to_disk_when_nothing_runs_any_more():
     machine.handle(written(run), 0.0)
     assert machine.next_runs(0.0) == ()
     assert not machine.keeping.is_busy
-    assert [block.parent for block in machine.keeping.blocks()] == [-1, 0]
+    assert [block.parent for block in machine.keeping.snapshot().blocks()] == [-1, 0]
 
 
 def test_each_block_is_written_once():
@@ -106,7 +106,7 @@ def test_full_disk_ends_the_saving_and_it_goes_on_later():
 
     assert machine.next_runs(0.0) == ()
     assert not machine.keeping.is_busy
-    assert machine.keeping.blocks() == ()
+    assert machine.keeping.snapshot().blocks() == ()
     machine.handle(Tick(), 60.0)
     assert len(next_run(machine, 60.0).moves) == 2
 
@@ -118,7 +118,7 @@ def test_another_scheduler_begins_with_what_was_found():
     other = scheduler(spool=KEPT, max_step_tokens=16, ready=False)
     other.handle(submitted(7, prompt=LONG, max_tokens=1), 0.0)
     other.handle(submitted(8, prompt=LONG, max_tokens=1, salt=b"another"), 0.0)
-    other.handle(BlocksFound(blocks=machine.keeping.blocks()), 0.0)
+    other.handle(BlocksFound(blocks=machine.keeping.snapshot().blocks()), 0.0)
     other.handle(PipelineReady(), 0.0)
 
     first = next_run(other)
@@ -155,13 +155,13 @@ class Reloaded(Story):
     def reload(self) -> None:
         self.take(PipelineLost(error=WorkerLost("unloaded")))
         self.asked.clear()
-        blocks = self.machine.keeping.blocks()
+        blocks = self.machine.keeping.snapshot().blocks()
         self.check_chains(blocks)
         self.num_found += len(blocks)
         self.machine = Scheduler(self.policy, self.limits, ready=False)
         self.take(BlocksFound(blocks=blocks))
         self.check_slots()
-        assert len(self.machine.keeping.blocks()) == len(blocks)
+        assert len(self.machine.keeping.snapshot().blocks()) == len(blocks)
         self.take(PipelineReady())
 
     def check_chains(self, blocks) -> None:
@@ -209,4 +209,20 @@ def test_move_that_was_under_way_is_not_told_of():
     machine.handle(SpoolReported(done=(first,)), 0.0)
     machine.handle(PipelineLost(error=WorkerLost("killed")), 0.0)
 
-    assert [block.slot for block in machine.keeping.blocks()] == [first.disk]
+    assert [block.slot for block in machine.keeping.snapshot().blocks()] == [first.disk]
+
+
+def test_stages_that_come_back_with_other_kernels_begin_with_nothing():
+    for otherwise in (False, True):
+        machine, run = ended()
+        machine.handle(done(run), 0.0)
+        machine.handle(written(run), 0.0)
+        version = machine.keeping.version
+        machine.handle(PipelineLost(error=WorkerLost("killed")), 0.0)
+        machine.handle(PipelineReady(computes_otherwise=otherwise), 0.0)
+
+        assert len(machine.keeping.snapshot().blocks()) == (0 if otherwise else 2)
+        assert (machine.keeping.version != version) == otherwise
+        machine.handle(submitted(2, prompt=LONG, max_tokens=1), 0.0)
+        (follows,) = machine.next_runs(0.0)
+        assert bool(follows.parts) == otherwise

@@ -7,7 +7,13 @@ import pytest
 from teengined.core.records import to_mapping
 from teengined.kvcache.kept import KeptBlock
 from teengined.service import prefix_manifest
-from teengined.service.prefix_manifest import ManifestRefused, PrefixManifest, decode_manifest, encode_manifest
+from teengined.service.prefix_manifest import (
+    ManifestRefused,
+    PrefixManifest,
+    decode_manifest,
+    encode_manifest,
+    most_blocks,
+)
 
 KEY, OTHER_KEY = bytes(32), bytes([1]) * 32
 
@@ -18,8 +24,8 @@ def block(slot: int, parent: int = -1, **changed: Any) -> KeptBlock:
 
 
 def manifest(*blocks: KeptBlock, **changed: Any) -> PrefixManifest:
-    values: dict[str, Any] = {"fingerprint": "this", "block_tokens": 2, "num_stages": 2, "blocks": blocks}
-    return PrefixManifest(**values | changed)
+    values: dict[str, Any] = {"fingerprint": "this", "block_tokens": 2, "num_stages": 2, "kernels": ("a", "b")}
+    return PrefixManifest(**values | {"blocks": blocks} | changed)
 
 
 def test_what_is_written_is_read_again():
@@ -68,6 +74,7 @@ def signed(body: Any) -> bytes:
         to_mapping(manifest(block(0))) | {"more": 1},
         to_mapping(manifest(block(0))) | {"block_tokens": 3},
         to_mapping(manifest(block(0))) | {"num_stages": 1},
+        to_mapping(manifest(block(0))) | {"kernels": ["a"]},
         to_mapping(manifest(block(0))) | {"blocks": [to_mapping(block(0, parent=0))]},
         to_mapping(manifest(block(0))) | {"blocks": [to_mapping(block(0)) | {"slot": "0"}]},
         to_mapping(manifest(block(0))) | {"blocks": [to_mapping(block(0)) | {"token_ids": [1, -2]}]},
@@ -77,6 +84,39 @@ def signed(body: Any) -> bytes:
 def test_even_what_was_written_with_the_key_is_held_to_its_bounds(body: Any):
     with pytest.raises(ManifestRefused, match="does not hold"):
         decode_manifest(signed(body), KEY, "this")
+
+
+@pytest.mark.parametrize(("block_tokens", "num_stages"), [(16, 1), (1, 1), (16, 8), (512, 2)])
+def test_slots_and_manifest_of_the_most_blocks_fit(block_tokens: int, num_stages: int, monkeypatch: pytest.MonkeyPatch):
+    for room, most_bytes in ((1 << 20, 64 << 20), (1 << 40, 1 << 20)):
+        monkeypatch.setattr(prefix_manifest, "MAX_MANIFEST_BYTES", most_bytes)
+        num_blocks = most_blocks(room, 4096, block_tokens, num_stages)
+        large = KeptBlock(
+            slot=(1 << 31) - 1,
+            salt=bytes(64),
+            token_ids=((1 << 31) - 1,) * block_tokens,
+            digests=(bytes(64),) * num_stages,
+            rank=(1 << 31) - 1,
+            written_unix_seconds=1e9,
+        )
+        kernels = ("kernels-" + "f" * 32,) * num_stages
+        content = encode_manifest(
+            PrefixManifest(
+                fingerprint="f" * 64,
+                block_tokens=block_tokens,
+                num_stages=num_stages,
+                kernels=kernels,
+                blocks=(large,) * num_blocks,
+            ),
+            KEY,
+        )
+
+        assert num_blocks > 0
+        assert num_blocks * 4096 + -(-len(content) // 4096) * 4096 <= room
+
+
+def test_where_nothing_fits_nothing_is_kept():
+    assert most_blocks(0, 4096, 16, 1) == most_blocks(8192, 4096, 16, 1) == 0
 
 
 def test_manifest_that_nobody_would_read_is_not_written(monkeypatch: pytest.MonkeyPatch):

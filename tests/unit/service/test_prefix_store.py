@@ -1,10 +1,12 @@
 import os
 import resource
+import threading
 from pathlib import Path
 
 import pytest
 
 from teengined.kvcache.kept import KeptBlock
+from teengined.service import prefix_store
 from teengined.service.prefix_manifest import PrefixManifest
 from teengined.service.prefix_store import KeptPrefixes, PrefixStore
 
@@ -13,6 +15,7 @@ MANIFEST = PrefixManifest(
     fingerprint="this",
     block_tokens=2,
     num_stages=1,
+    kernels=("stock",),
     blocks=(KeptBlock(slot=0, salt=b"salt", token_ids=(1, 2), digests=(b"d",)),),
 )
 
@@ -166,6 +169,74 @@ def test_directory_that_others_may_read_is_not_used(tmp_path: Path):
     path.chmod(0o755)
 
     assert store(tmp_path).open("tiny", "this") is None
+
+
+@pytest.mark.parametrize("max_bytes", [0, 1, 1 << 20])
+def test_what_is_not_ours_is_left_alone(tmp_path: Path, max_bytes: int):
+    path = kept_since(store(tmp_path), "tiny", 2 * DAY)
+    (path / "notes").write_text("somebody else's")
+    elsewhere = tmp_path / "elsewhere"
+    (path / "stage1").symlink_to(elsewhere)
+    for directory in (elsewhere, tmp_path / "kept" / "mine"):
+        directory.mkdir(mode=0o700)
+        (directory / "manifest").write_text("somebody else's")
+    (tmp_path / "kept" / ("0" * 32)).symlink_to(elsewhere)
+
+    store(tmp_path, max_bytes).trim()
+
+    assert [entry.name for entry in path.iterdir()] == ["notes"]
+    assert (elsewhere / "manifest").exists()
+    assert (tmp_path / "kept" / "mine" / "manifest").exists()
+
+
+def test_place_that_others_may_change_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = kept_since(store(tmp_path), "tiny", 2 * DAY)
+    (tmp_path / "kept").chmod(0o777)
+    assert store(tmp_path).open("tiny", "this") is None
+    (tmp_path / "kept").chmod(0o700)
+    (tmp_path / "kept").rename(tmp_path / "elsewhere")
+    (tmp_path / "kept").symlink_to("elsewhere")
+    assert store(tmp_path).open("tiny", "this") is None
+    store(tmp_path).trim()
+    store(tmp_path).forget("tiny")
+
+    assert "is not private to its owner" in caplog.text
+    assert (tmp_path / "elsewhere" / path.name / "manifest").exists()
+
+
+def test_files_that_cannot_be_removed_are_told_of_and_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    kept = opened(store(tmp_path))
+    (kept.path / "manifest").mkdir()
+    (kept.path / "manifest" / "file").touch()
+
+    assert kept.read() is None
+    kept.clear()
+    assert "cannot be removed" in caplog.text
+
+
+def test_what_is_closed_removes_nothing(tmp_path: Path):
+    path = kept_since(store(tmp_path), "tiny", 0.0)
+    kept = opened(store(tmp_path))
+    kept.close()
+
+    kept.clear()
+
+    assert (path / "manifest").exists()
+
+
+def test_deployment_is_not_turned_away_because_another_looks_through_them(tmp_path: Path):
+    where = store(tmp_path)
+    kept_since(where, "tiny", 0.0)
+    found: list[KeptPrefixes | None] = []
+    opening = threading.Thread(target=lambda: found.append(where.open("tiny", "this")))
+    fd = prefix_store._lock(where._path_of("tiny"))
+    assert fd is not None
+    with where._looking:  # As `trim` does.
+        opening.start()
+        os.close(fd)
+    opening.join()
+
+    assert found != [None]
 
 
 def test_place_that_cannot_be_made_is_told_and_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture):
