@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -40,4 +41,11 @@ def test_link_is_not_followed(tmp_path: Path):
     (tmp_path / "spool.key").symlink_to(tmp_path / "elsewhere")
 
     with pytest.raises(OSError, match="symbolic links"):
+        read_key(tmp_path / "spool.key")
+
+
+def test_pipe_is_no_key_and_nobody_waits_for_it(tmp_path: Path):
+    os.mkfifo(tmp_path / "spool.key", 0o600)
+
+    with pytest.raises(ValueError, match="not private"):
         read_key(tmp_path / "spool.key")
