@@ -25,7 +25,8 @@ def block(slot: int, parent: int = -1, **changed: Any) -> KeptBlock:
 
 def manifest(*blocks: KeptBlock, **changed: Any) -> PrefixManifest:
     values: dict[str, Any] = {"fingerprint": "this", "block_tokens": 2, "num_stages": 2, "kernels": ("a", "b")}
-    return PrefixManifest(**values | {"blocks": blocks} | changed)
+    values |= {"blocks": blocks} | changed
+    return PrefixManifest(**values)
 
 
 def test_what_is_written_is_read_again():
