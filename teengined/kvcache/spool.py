@@ -219,8 +219,11 @@ class Spool:
             self._free(stored)  # Also where it is pinned: nobody may restore it.
         self._file(stored)
 
-    def lose_host(self) -> None:
-        """Forget what is in host memory and every move under way: the stages are gone. What is on disk stays."""
+    def lose_host(self, *, and_disk: bool = False) -> None:
+        """Forget what is in host memory and every move under way: the stages are gone. What is on disk stays.
+
+        With `and_disk` it is forgotten too: those who come after the stages would compute something else.
+        """
         known = (*self._dirty.values(), *self._settled.values(), *self._clean.values(), *self._moving.values())
         for stored in known:
             if stored.is_writing and stored.disk is not None:
@@ -236,9 +239,10 @@ class Spool:
             self._lose(stored)
         for stored in kept:
             self._file(stored)
+        if and_disk:
+            self._lose_disk()
 
-    def lose_disk(self) -> None:
-        """Forget what is on disk, after `lose_host`: nobody may have it any more."""
+    def _lose_disk(self) -> None:
         for stored in tuple(self._below.values()):
             self.pin(stored)
             self._lose(stored)

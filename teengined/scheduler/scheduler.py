@@ -278,7 +278,7 @@ class Scheduler:
     def _begin(self, event: PipelineReady) -> tuple[Instruction, ...]:
         self._ready, self._next_step = True, 0
         if event.computes_otherwise:
-            self._state.spool.lose_disk()
+            self._state.spool.lose_host(and_disk=True)
         return ()
 
     def _lose(self, event: PipelineLost) -> tuple[Instruction, ...]:

@@ -184,6 +184,6 @@ def test_what_is_on_disk_can_be_given_up_too():
     first, second = written(where), written(where)
     where.lose_host()
 
-    where.lose_disk()
+    where.lose_host(and_disk=True)
 
     assert (lost, where.num_disk, first.tier, second.tier) == ([first, second], 0, None, None)
