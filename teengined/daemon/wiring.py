@@ -33,9 +33,10 @@ from teengined.service.host_pool_socket import HostPoolSocket
 from teengined.service.metrics.call_meter import SocketMeter
 from teengined.service.metrics.listener import MetricsListener
 from teengined.service.planning import Planner
+from teengined.service.prefix_store import PrefixStore
 from teengined.service.profiles import ProfileStore
 from teengined.service.server import Server
-from teengined.service.settings import CheckSettings, WorkerSettings
+from teengined.service.settings import CheckSettings, KvSettings, WorkerSettings
 from teengined.service.spool import SpoolDirectory
 from teengined.service.workers import WorkerPool
 
@@ -79,6 +80,7 @@ class Daemon:
         await self.server.close()
         await self.context.grammars.close()
         await self.context.pool.close(now=now)
+        await self.context.deployments.give_back_kept()
         await self._host_socket.close()
         self.context.deployments.host_pool.close()
         self._socket.close()
@@ -174,12 +176,15 @@ def _service(
     spool_root = Path(config.kv.spool_dir).absolute() if config.kv.spool_dir else directories.state / "spool"
     spool = SpoolDirectory(root=spool_root, runtime_dir=directories.runtime)
     spool.clear()
+    kept = _prefix_store(config.kv, spool_root, directories.state)
+    kept.trim()
     deployments = DeploymentSet(
         config=config,
         planner=planner,
         pool=pool,
         runtime_dir=directories.runtime,
         spool=spool,
+        kept=kept,
         host_pool=host_socket.pool,
         host_pool_path=host_socket.path,
         disks=DiskHealth(paths=(directories.store, *map(Path, config.store.paths))),
@@ -199,6 +204,16 @@ def _service(
         grammars=GrammarChecker(_check_limits(config.checks)),
         socket_meter=SocketMeter(deployments.calls_of),
         request_drain=request_drain,
+    )
+
+
+def _prefix_store(settings: KvSettings, spool_root: Path, state_dir: Path) -> PrefixStore:
+    return PrefixStore(
+        root=spool_root / "kept",
+        key_path=state_dir / "spool.key",  # Not beside what it vouches for, which may lie on another disk.
+        max_bytes=settings.kept_spool if settings.disk_spool else 0,
+        max_age_seconds=settings.kept_age,
+        now=time.time,
     )
 
 

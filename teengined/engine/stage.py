@@ -23,7 +23,7 @@ from teengined.models.batch import StepBatch
 from teengined.models.kv import KVPool, PoolShape
 from teengined.models.skeleton import TORCH_DTYPES, Skeleton, SkeletonOptions, build_skeleton, num_kv_heads, read_config
 from teengined.models.stage_model import Head, StageModel
-from teengined.native.library import kernel_library
+from teengined.native.library import kernel_library, kernels_name
 from teengined.protocol.worker_messages import ExpertCounts, OpenStage, RunStep, SpoolReport, StepDone
 from teengined.weights.options import HostPoolAccess, StreamOptions
 from teengined.weights.stage_weights import StageWeights
@@ -88,6 +88,11 @@ class OpenedStage:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def kernels(self) -> str:
+        """Which kernels it computes with; empty: the device's own."""
+        return kernels_name() if self._device.torch_device.type == "cpu" else ""
 
     def _open(self, on_progress: Callable[[int, int], None]) -> None:
         order, package_dir = self._order, Path(self._order.package_dir)

@@ -83,6 +83,7 @@ class StageThread:
                 deployment_id=self._order.deployment_id,
                 stage_index=self._order.stage.index,
                 allocated_bytes=self._device.memory_info().allocated_bytes,
+                kernels=self._stage.kernels,
             )
         )
 

@@ -252,6 +252,7 @@ class KVCache:
             if replaced.block_id is not None:
                 self.pool.drop(replaced.block_id)
         self.pool.keep(block_id)
+        self.tiers.note_known(node)
         return node
 
     def _digest(self, table: BlockTable, index: int, read: ReadTokens, salt: bytes) -> bytes:

@@ -7,7 +7,7 @@ collision gives a sequence another's keys and values.
 
 import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from teengined.kvcache.spool import Stored
@@ -94,6 +94,14 @@ class PrefixIndex:
     def at(self, block_id: int) -> Node | None:
         """Return the node in a block."""
         return self._by_block.get(block_id)
+
+    def nodes(self) -> Iterable[Node]:
+        """Return all nodes, each after its parent."""
+        return self._by_serial.values()
+
+    def has(self, digest: bytes) -> bool:
+        """Whether a digest stands for something."""
+        return digest in self._by_digest
 
     def of(self, serial: int | None) -> Node | None:
         """Return the node of a serial number, if it is still known."""

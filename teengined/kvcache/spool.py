@@ -10,7 +10,7 @@ again then.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from teengined.core.plan import Tier
@@ -39,6 +39,8 @@ class Stored:
     is_writing: bool = False
     is_fetching: bool = False
     is_dropped: bool = False
+    is_written: bool = False
+    """It was on disk and gave way there to what was used later: it is not written again."""
 
     @property
     def is_busy(self) -> bool:
@@ -74,6 +76,8 @@ class Spool:
     """Hears of content that gave way to other content or went wrong."""
     write_early: bool = False
     """Write everything as soon as it can be, not only what may have to go: what is on disk outlives the stages."""
+    outlives: bool = False
+    """What is on disk is there for the next deployment: everything is to get there, and is written early."""
     num_lost: int = 0
     """Contents that nobody can have any more, since the beginning."""
     num_written: int = 0
@@ -85,9 +89,11 @@ class Spool:
     _free_host: list[int] = field(init=False)
     _free_disk: list[int] = field(init=False)
     _dirty: OrderedDict[int, Stored] = field(default_factory=OrderedDict[int, Stored])
-    """Only in host memory, by slot, least recently used first. As the next two without those that are busy."""
+    """Only in host memory, by slot, least recently used first. As the next three without those that are busy."""
     _clean: OrderedDict[int, Stored] = field(default_factory=OrderedDict[int, Stored])
     """In host memory and on disk, by host slot."""
+    _settled: OrderedDict[int, Stored] = field(default_factory=OrderedDict[int, Stored])
+    """Only in host memory, by slot, and not to be written again."""
     _below: OrderedDict[int, Stored] = field(default_factory=OrderedDict[int, Stored])
     """Only on disk, by disk slot."""
     _moving: dict[tuple[int, int], Stored] = field(default_factory=dict[tuple[int, int], Stored])
@@ -98,6 +104,12 @@ class Spool:
         """Begin empty."""
         self._free_host = list(range(self.num_host_slots - 1, -1, -1))
         self._free_disk = list(range(self.num_disk_slots - 1, -1, -1))
+        self.write_early |= self.outlives
+
+    @property
+    def has_spare_host(self) -> bool:
+        """Whether something can be stored without losing what is still to be written."""
+        return bool(self._free_host or self._clean or self._settled)
 
     @property
     def num_host(self) -> int:
@@ -126,6 +138,18 @@ class Spool:
         stored = Stored(host=slot, serial=serial)
         self._file(stored)
         return stored
+
+    def disk_slots_by_use(self) -> Iterable[int]:
+        """Return the disk slots that nobody uses now, least recently used first."""
+        yield from self._below
+        yield from (stored.disk for stored in self._clean.values() if stored.disk is not None)
+
+    def put_on_disk(self, contents: Sequence[Stored]) -> None:
+        """Take in what lies in disk slots that are free, each in its own, least recently used first."""
+        taken = {stored.disk for stored in contents}
+        self._free_disk = [slot for slot in self._free_disk if slot not in taken]
+        for stored in contents:
+            self._file(stored)
 
     def touch(self, stored: Stored) -> None:
         """Count it as used now."""
@@ -195,22 +219,34 @@ class Spool:
             self._free(stored)  # Also where it is pinned: nobody may restore it.
         self._file(stored)
 
-    def lose_host(self) -> None:
-        """Forget what is in host memory and every move under way: the stages are gone. What is on disk stays."""
-        for stored in [*self._dirty.values(), *self._clean.values(), *self._moving.values()]:
+    def lose_host(self, *, and_disk: bool = False) -> None:
+        """Forget what is in host memory and every move under way: the stages are gone. What is on disk stays.
+
+        With `and_disk` it is forgotten too: those who come after the stages would compute something else.
+        """
+        known = (*self._dirty.values(), *self._settled.values(), *self._clean.values(), *self._moving.values())
+        for stored in known:
             if stored.is_writing and stored.disk is not None:
                 self._free_disk.append(stored.disk)
                 stored.disk = None
             stored.host, stored.is_writing, stored.is_fetching = None, False, False
-        lost = [stored for stored in (*self._dirty.values(), *self._moving.values()) if stored.disk is None]
-        kept = [stored for stored in (*self._clean.values(), *self._moving.values()) if stored.disk is not None]
+        lost = [stored for stored in known if stored.disk is None]
+        kept = [stored for stored in known if stored.disk is not None]
         self._free_host = list(range(self.num_host_slots - 1, -1, -1))
-        for table in (self._dirty, self._clean, self._moving, self._ordered):
+        for table in (self._dirty, self._settled, self._clean, self._moving, self._ordered):
             table.clear()
         for stored in lost:
             self._lose(stored)
         for stored in kept:
             self._file(stored)
+        if and_disk:
+            self._lose_disk()
+
+    def _lose_disk(self) -> None:
+        for stored in tuple(self._below.values()):
+            self.pin(stored)
+            self._lose(stored)
+            self.unpin(stored)
 
     def _end_write(self, stored: Stored, move: SlotMove, *, succeeded: bool) -> None:
         if succeeded:
@@ -235,8 +271,9 @@ class Spool:
             stored.host = None
             self._file(stored)
             return slot
-        if self._dirty:
-            slot, stored = self._dirty.popitem(last=False)
+        table = self._settled or self._dirty
+        if table:
+            slot, stored = table.popitem(last=False)
             stored.host = None
             self._lose(stored)
             return slot
@@ -245,11 +282,20 @@ class Spool:
     def _take_disk(self) -> int | None:
         if self._free_disk:
             return self._free_disk.pop()
-        if not self._below:
+        if self._below:
+            slot, stored = self._below.popitem(last=False)
+            stored.disk = None
+            self._lose(stored)
+            return slot
+        return self._take_copy() if self.write_early else None
+
+    def _take_copy(self) -> int | None:
+        """Return the disk slot of what is in host memory too: what outlives the stages is what was used last."""
+        if not self._clean:
             return None
-        slot, stored = self._below.popitem(last=False)
-        stored.disk = None
-        self._lose(stored)
+        _, stored = self._clean.popitem(last=False)
+        slot, stored.disk, stored.is_written = stored.disk, None, True
+        self._file(stored)
         return slot
 
     def _begin_writes(self) -> None:
@@ -282,6 +328,7 @@ class Spool:
         if stored.host is not None:
             self._dirty.pop(stored.host, None)
             self._clean.pop(stored.host, None)
+            self._settled.pop(stored.host, None)
         if stored.disk is not None and self._below.get(stored.disk) is stored:
             del self._below[stored.disk]
 
@@ -292,7 +339,8 @@ class Spool:
         if stored.is_dropped:
             self._free(stored)
         elif stored.host is not None:
-            (self._dirty if stored.disk is None else self._clean)[stored.host] = stored
+            fresh = self._settled if stored.is_written else self._dirty
+            (fresh if stored.disk is None else self._clean)[stored.host] = stored
         elif stored.disk is not None:
             self._below[stored.disk] = stored
 

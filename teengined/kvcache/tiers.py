@@ -41,6 +41,8 @@ class Tiers:
     num_stored: int = 0
     """Blocks copied to host memory since the beginning, and back, as the next."""
     num_restored: int = 0
+    _unsaved: deque[int] = field(init=False)
+    """Serials of nodes that are to be on disk and never were told to go there; empty where nothing outlives."""
     _stores: list[SlotCopy] = field(default_factory=list[SlotCopy])
     _restores: list[SlotCopy] = field(default_factory=list[SlotCopy])
     _read: list[Stored] = field(default_factory=list[Stored])
@@ -51,6 +53,8 @@ class Tiers:
     def __post_init__(self) -> None:
         """Hear of what the spool loses."""
         self.spool.on_lost = self._on_lost
+        # What was known before as many others would have given way to them on disk.
+        self._unsaved = deque(maxlen=self.spool.num_disk_slots if self.spool.outlives else 0)
 
     def reset(self) -> None:
         """The stages are gone, and every sequence with them: keep what is on disk."""
@@ -76,6 +80,23 @@ class Tiers:
                     break
                 num_stored += 1
         return num_stored
+
+    def note_known(self, node: Node) -> None:
+        """Note that a node became known, on the device."""
+        self._unsaved.append(node.serial)
+
+    def save(self, max_blocks: int) -> None:
+        """Store up to so many blocks that are only on the device, for which nothing else gives way.
+
+        Each is tried once: what gave way on disk since was used less than what is there.
+        """
+        while self._unsaved and max_blocks and self.spool.has_spare_host:
+            node = self.index.of(self._unsaved[0])
+            if node is not None and node.stored is None and node.block_id is not None:
+                if not self._store_node(node, node.block_id):
+                    return
+                max_blocks -= 1
+            self._unsaved.popleft()
 
     def forget(self, node: Node) -> None:
         """Let nobody begin with a node any more; its block, if it has one, is the caller's affair."""

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["CompilerMissing", "compiled_library", "processor_kernels"]
+__all__ = ["CompilerMissing", "compiled_library", "processor_digest", "processor_kernels"]
 
 _SOURCES = ("attention.c", "bf16_linear.c", "decoder_layer.c", "int4_linear.c", "int8_linear.c")
 _COMPILERS = ("cc", "gcc", "clang")
@@ -120,6 +120,11 @@ def _digest(compiler: str) -> str:
     status = Path(compiler).resolve().stat()
     digest.update(repr((_FLAGS, compiler, status.st_size, status.st_mtime_ns, _processor())).encode())
     return digest.hexdigest()
+
+
+def processor_digest() -> str:
+    """Return a name for this processor: stock kernels too are chosen by what it has."""
+    return hashlib.blake2b(_processor().encode(), digest_size=16).hexdigest()
 
 
 def _processor() -> str:

@@ -6,7 +6,7 @@ import os
 import threading
 from pathlib import Path
 
-from teengined.native.compiler import CompilerMissing, compiled_library
+from teengined.native.compiler import CompilerMissing, compiled_library, processor_digest
 
 __all__ = [
     "AttentionCall",
@@ -18,6 +18,7 @@ __all__ = [
     "LayerOutputsCall",
     "NativeMatrix",
     "kernel_library",
+    "kernels_name",
     "missing_reason",
 ]
 
@@ -125,6 +126,7 @@ class KernelLibrary:
         Raises:
             OSError: it cannot be loaded.
         """
+        self.name = path.stem
         library = ctypes.CDLL(str(path))
         for kind in ("int8_linear", "int4_linear", "bf16_linear", "attention", "decoder_layer"):
             name = f"te_has_{kind}"
@@ -170,6 +172,12 @@ class KernelLibrary:
 def kernel_library() -> KernelLibrary | None:
     """Return the kernels, compiled and loaded at the first call; None where that is not possible."""
     return (_found[0] if _found else _outcome())[0]
+
+
+def kernels_name() -> str:
+    """Return a name for what this process computes with: another one where the last bits of a result may be others."""
+    library = kernel_library()
+    return f"stock-{processor_digest()}" if library is None else library.name
 
 
 def missing_reason() -> str:

@@ -134,6 +134,8 @@ class StageOpened:
     deployment_id: str
     stage_index: int
     allocated_bytes: int
+    kernels: str = ""
+    """Which kernels it computes with: between others, results differ in their last bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from teengined.core.errors import TeengineError
 from teengined.core.request import FinishReason, Goal
 from teengined.core.sampling import SamplingParams
+from teengined.kvcache.kept import KeptBlock
 from teengined.protocol.worker_messages import (
     BlockCopy,
     PooledVector,
@@ -17,6 +18,7 @@ from teengined.protocol.worker_messages import (
 )
 
 __all__ = [
+    "BlocksFound",
     "Cancelled",
     "DraftModelOffered",
     "DraftWanted",
@@ -122,6 +124,16 @@ class PipelineLost:
 class PipelineReady:
     """All stages are open and empty; steps count from 0 again."""
 
+    computes_otherwise: bool = False
+    """With other kernels than before: what is below the device is not what would be computed now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlocksFound:
+    """The spool's files hold what an earlier deployment of the same settings left there. Told once, before anything."""
+
+    blocks: tuple[KeptBlock, ...]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
@@ -154,6 +166,7 @@ Event = (
     | StepCompleted
     | StepFailed
     | SpoolReported
+    | BlocksFound
     | PipelineLost
     | PipelineReady
     | Tick

@@ -22,6 +22,8 @@ class SpoolLimits:
     """A running sequence's full blocks are copied below every so many tokens; 0: only what must leave the device."""
     checkpoint_seconds: float = 0.0
     """And every so many seconds, whichever comes first; 0: by tokens only."""
+    outlives: bool = False
+    """What is on disk is there for the next deployment: full blocks are brought there while nothing runs."""
     speeds: Speeds = field(default_factory=Speeds)
     """As predicted."""
 

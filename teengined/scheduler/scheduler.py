@@ -23,6 +23,7 @@ from teengined.scheduler.batch import Composition
 from teengined.scheduler.completion import Completion, end_sequence
 from teengined.scheduler.draft_requests import DraftRequests
 from teengined.scheduler.events import (
+    BlocksFound,
     Cancelled,
     DraftModelOffered,
     DraftWanted,
@@ -40,9 +41,9 @@ from teengined.scheduler.events import (
     Submitted,
     Tick,
 )
+from teengined.scheduler.keeping import Keeping, note_spool, saving_run
 from teengined.scheduler.limits import SchedulerLimits
 from teengined.scheduler.ordering import Ordering
-from teengined.scheduler.restoring import settle_moves
 from teengined.scheduler.sequence import Request, Sequence, num_promised_blocks
 from teengined.scheduler.speculation import Drafted
 from teengined.scheduler.state import State
@@ -125,6 +126,11 @@ class Scheduler:
             disk_block_seconds=speeds.disk_block_seconds,
         )
 
+    @property
+    def keeping(self) -> Keeping:
+        """What outlives the deployment."""
+        return Keeping(self._state)
+
     def state_of(self, sequence_id: int) -> Literal["queued", "prefill", "decode"]:
         """Return where a sequence stands.
 
@@ -169,14 +175,13 @@ class Scheduler:
                 return self._complete(event, now_seconds)
             case StepFailed():
                 return self._fail(event, now_seconds)
-            case SpoolReported():
-                settle_moves(self._state, event, now_seconds)
+            case SpoolReported() | BlocksFound():
+                note_spool(self._state, event, now_seconds)
                 return ()
             case PipelineLost():
                 return self._lose(event)
             case PipelineReady():
-                self._ready, self._next_step = True, 0
-                return ()
+                return self._begin(event)
             case Tick():
                 self._drafts.expire(now_seconds)
                 return self._expire(now_seconds)
@@ -203,10 +208,13 @@ class Scheduler:
         runs: list[Run] = []
         state = self._state
         ordering = Ordering(self._policy, state.owners, now_seconds)
-        while self._ready and state.sequences and len(state.in_flight) < self.limits.num_microbatches:
-            if self._drafts.holds(now_seconds):
+        while self._ready and len(state.in_flight) < self.limits.num_microbatches:
+            if not state.sequences:
+                run = saving_run(state, self._next_step)
+            elif self._drafts.holds(now_seconds):
                 break
-            run = Composition(state, ordering, now_seconds).compose(self._next_step)
+            else:
+                run = Composition(state, ordering, now_seconds).compose(self._next_step)
             if run is None:
                 break
             runs.append(run)
@@ -266,6 +274,12 @@ class Scheduler:
             if not flight.sequence.has_ended:
                 instructions += completion.settle(flight)
         return tuple(instructions)
+
+    def _begin(self, event: PipelineReady) -> tuple[Instruction, ...]:
+        self._ready, self._next_step = True, 0
+        if event.computes_otherwise:
+            self._state.spool.lose_host(and_disk=True)
+        return ()
 
     def _lose(self, event: PipelineLost) -> tuple[Instruction, ...]:
         self._ready = False

@@ -47,6 +47,7 @@ class State:
             num_host_slots=limits.spool.num_host_slots,
             num_disk_slots=limits.spool.num_disk_slots,
             write_early=limits.spool.has_checkpoints,
+            outlives=limits.spool.outlives,
         )
         self.cache = KVCache(limits.num_blocks, limits.block_tokens, prefix_cache=limits.prefix_cache, spool=self.spool)
         self.cache.tiers.is_worthwhile = self.costs.is_worthwhile

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -28,6 +29,9 @@ MAX_NAME_CHARACTERS = 128
 # What is told of a token, and of each alternative, takes so much in a message at most: names, an integer, a double.
 _TOLD_BYTES = 40
 _ALTERNATIVE_BYTES = 15
+_USER = "uid:"
+# Decides nothing; it only differs from daemon to daemon.
+_THIS_PROCESS = os.urandom(16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +56,7 @@ def owner_of(peer_address: str, routing_id: bytes) -> str:
     """
     parts = peer_address.split(":")
     if len(parts) == 4 and parts[1].isdigit():
-        return f"uid:{parts[1]}"
+        return f"{_USER}{parts[1]}"
     return f"client:{routing_id.hex()}"
 
 
@@ -62,8 +66,12 @@ def may_act_for(caller: str, owner: str, daemon_uid: int) -> bool:
 
 
 def cache_salt_of(owner: str, salt: str) -> bytes:
-    """Return what keeps cached prefixes of one owner and salt apart from all others."""
-    digest = hashlib.blake2b(digest_size=16)
+    """Return what keeps cached prefixes of one owner and salt apart from all others.
+
+    For a user it is always the same, so that prefixes which outlive the daemon are found again. A connection's name may
+    be another's in the next daemon.
+    """
+    digest = hashlib.blake2b(b"" if owner.startswith(_USER) else _THIS_PROCESS, digest_size=16)
     for part in (owner, salt):
         content = part.encode()
         digest.update(len(content).to_bytes(8, "little") + content)

@@ -24,7 +24,7 @@ from teengined.core.model import ModelManifest
 from teengined.core.plan import Plan, Tier
 from teengined.protocol.messages import Deployment, RequestItem
 from teengined.protocol.worker_messages import SpoolReport, StepDone, WorkerError
-from teengined.scheduler.events import PipelineLost, PipelineReady
+from teengined.scheduler.events import BlocksFound, PipelineLost, PipelineReady, Tick
 from teengined.scheduler.scheduler import Scheduler
 from teengined.service.admission import ModelLimits
 from teengined.service.answer import Answer
@@ -36,6 +36,7 @@ from teengined.service.event_feed import EventFeed
 from teengined.service.metrics.call_meter import CallMeter
 from teengined.service.metrics.model_meter import ModelMeter
 from teengined.service.pipeline import FinishedStep, Pipeline
+from teengined.service.prefix_keeper import PrefixKeeper
 from teengined.service.prompts import PromptReader
 from teengined.service.recovery import Recovery
 from teengined.service.settings import LimitSettings, WorkerSettings
@@ -79,6 +80,8 @@ class LoadedModel:
     """What it keeps in the pool of host memory."""
     draft: DraftModel | None = None
     """Who guesses for it; it may be gone by now."""
+    keeper: PrefixKeeper | None = None
+    """Where its KV outlives it."""
     speculation: str = "off"
     """Where guesses may come from, as `LoadModel` names it."""
     state: str = "loading"
@@ -92,6 +95,8 @@ class LoadedModel:
     _answers: AnswerTable = field(init=False)
     _feed: EventFeed = field(init=False)
     _recovery: Recovery = field(init=False)
+    _kernels: tuple[str, ...] = ()
+    """What the stages compute with, as they said when all were opened last."""
     _num_sequences: int = 0
     _ticker: "asyncio.Task[None] | None" = None
 
@@ -138,12 +143,17 @@ class LoadedModel:
         """
         self.pool.subscribe(self.id, self)
         try:
+            if self.keeper is not None:
+                await self.keeper.read()
             await self.stages.open(on_progress)
         except BaseException:
             await asyncio.shield(self.close())
             raise
         self.state = "ready"
-        self._feed.advance(PipelineReady(), *(() if self.draft is None else (self.draft.offer(),)))
+        draft = () if self.draft is None else (self.draft.offer(),)
+        self._kernels = self.stages.kernels
+        found = () if self.keeper is None else self.keeper.begin(self._kernels)
+        self._feed.advance(BlocksFound(blocks=found), PipelineReady(), *draft)
         self._ticker = asyncio.create_task(self._feed.tick())
 
     async def close(self) -> None:
@@ -151,7 +161,10 @@ class LoadedModel:
         await self.abandon(WorkerLost(f"{self.name} was unloaded", hint=f"`teengine load {self.name}` loads it again"))
         await self.stages.close(self.worker_settings.stop_timeout)
         self.pool.unsubscribe(self.id)
-        await asyncio.to_thread(self.stages.remove_spool)
+        if self.keeper is None:
+            await asyncio.to_thread(self.stages.remove_spool)
+        else:
+            await self.keeper.close()
         await asyncio.to_thread(self.text.close)
 
     async def abandon(self, error: TeengineError) -> None:
@@ -162,6 +175,8 @@ class LoadedModel:
             self._ticker.cancel()
             await asyncio.gather(self._ticker, return_exceptions=True)
         self._feed.end_everything(error)
+        if self.keeper is not None:
+            await self.keeper.stop()
 
     @property
     def opened(self) -> bool:
@@ -175,6 +190,12 @@ class LoadedModel:
     async def wait_idle(self) -> None:
         """Return when no answer is under way or being read, nor a step whose answers were cancelled."""
         await self._feed.wait_idle()
+
+    async def save(self) -> None:
+        """Bring the KV that outlives the deployment to disk. For when nothing runs and nothing new is taken."""
+        if self.keeper is not None and self.scheduler.ready and not self.scheduler.num_running:
+            self._feed.advance(Tick())
+            await self.keeper.wait_calm()
 
     def check_room(self, owner: str, num_choices: int) -> None:
         """Refuse a request for which there is no room now, before any work is done for it. Raises as `submit`."""
@@ -256,7 +277,7 @@ class LoadedModel:
             stage_bubble_seconds=tuple(meter.bubble_seconds),
             drafted=drafted_tokens(scheduler.drafted),
             host_pool_bytes=self.host_pool_bytes,
-            kv_tiers=replace(scheduler.tiers, problem=self._pipeline.spool_reports.problem),
+            kv_tiers=replace(scheduler.tiers, problem=self._spool_problem()),
             draft="" if self.draft is None else self.draft.name,
             speculation=self.speculation,
             numerics=self.stages.numerics,
@@ -265,6 +286,9 @@ class LoadedModel:
             num_disk_units=self._num_units[Tier.DISK],
         )
 
+    def _spool_problem(self) -> str:
+        return self._pipeline.spool_reports.problem or ("" if self.keeper is None else self.keeper.problem)
+
     def on_message(self, device_id: str, message: Any) -> None:
         """Take what a worker says about this deployment."""
         if isinstance(message, StepDone):
@@ -272,6 +296,7 @@ class LoadedModel:
         elif isinstance(message, SpoolReport):
             if (reported := self._pipeline.spool_reports.take(message)) is not None:
                 self._feed.advance(reported)
+                self._note_kept()
         elif isinstance(message, WorkerError):
             self._on_worker_error(device_id, message)
         else:
@@ -290,12 +315,17 @@ class LoadedModel:
         self.state, self.problem = "failed", error.message
         self._feed.end_everything(error)
 
+    def _note_kept(self) -> None:
+        if self.keeper is not None:
+            self.keeper.note()
+
     def _on_step_finished(self, step: FinishedStep) -> None:
         self._answers.note_streamed(step)
         self.meter.note_step(step.parts)
         if step.error is None:
             self.speed.learn(step.parts, sum(len(part.token_ids) for part in step.run.parts))
             self._feed.advance(step.event)
+            self._note_kept()
             return
         logger.error("%s: step %d failed: %s", self.name, step.run.step, step.error.message)
         if isinstance(step.error, _BREAKING) and not step.blamed_ids:
@@ -324,16 +354,21 @@ class LoadedModel:
         self._pipeline.abandon()
         if self.state != "ready":
             self._feed.end_everything(error)  # On its way out: nothing runs any more, and nothing needs to come back.
+            self._note_kept()
             return
         self.state = "loading"
         self._feed.advance(PipelineLost(error=error))
+        self._note_kept()
         self._recovery.begin()
 
     def _on_recovered(self) -> None:
         # While it came back, someone may have begun to unload it, which its waiting answers may still see.
         self.state, self.problem = "ready" if self.state == "loading" else self.state, ""
         logger.info("%s is ready again", self.name)
-        self._feed.advance(PipelineReady())
+        before, self._kernels = self._kernels, self.stages.kernels
+        if self.keeper is not None:
+            self.keeper.kernels = self._kernels
+        self._feed.advance(PipelineReady(computes_otherwise=self._kernels != before))
 
     def _on_problem(self, problem: str) -> None:
         self.problem = problem

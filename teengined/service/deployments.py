@@ -1,6 +1,7 @@
 """All loaded models: loading and unloading, one name each, and who holds how much of which device."""
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -29,6 +30,9 @@ from teengined.service.host_ledger import claim_of
 from teengined.service.host_pool import HostPool
 from teengined.service.metrics.call_meter import CallMeter
 from teengined.service.planning import Planned, Planner
+from teengined.service.prefix_fingerprint import devices_of, fingerprint_of
+from teengined.service.prefix_keeper import PrefixKeeper
+from teengined.service.prefix_store import KeptPrefixes, PrefixStore
 from teengined.service.prompts import PromptReader
 from teengined.service.rendering.exchange import RenderBounds
 from teengined.service.segments import parser_for
@@ -66,6 +70,7 @@ class DeploymentSet:
     pool: WorkerPool
     runtime_dir: Path
     spool: SpoolDirectory
+    kept: PrefixStore
     host_pool: HostPool
     host_pool_path: str = ""
     """Where workers ask the pool for memory."""
@@ -178,6 +183,7 @@ class DeploymentSet:
         model.refuse_new()
         if not now:
             await model.wait_idle()
+            await model.save()
         await model.close()
         self._forget(name)
         logger.info("unloaded %s", name)
@@ -195,6 +201,7 @@ class DeploymentSet:
             async with asyncio.timeout(timeout_seconds):
                 for model in tuple(self._models.values()):
                     await model.wait_idle()
+                    await model.save()
         except TimeoutError:
             logger.warning("%d answers are cut off after %g s of drain", self.num_running, timeout_seconds)
 
@@ -207,6 +214,11 @@ class DeploymentSet:
         await asyncio.gather(*loads, return_exceptions=True)
         error = Draining("the daemon stopped before the answer was complete", hint="send the request again")
         await asyncio.gather(*(model.abandon(error) for model in self._models.values()))
+
+    async def give_back_kept(self) -> None:
+        """Let others have the KV that outlives the daemon, and hold it to its bounds: the workers have ended."""
+        keepers = (model.keeper for model in self._models.values() if model.keeper is not None)
+        await asyncio.gather(*(keeper.close() for keeper in keepers))
 
     def check_open(self) -> None:
         """Raise `Draining` once the daemon takes nothing new."""
@@ -263,45 +275,81 @@ class DeploymentSet:
         if request.verify:
             await asyncio.to_thread(check_companions, package_dir, planned.manifest)
         text = await asyncio.to_thread(TextCodec, package_dir, _render_bounds(config))
-        try:
+        async with contextlib.AsyncExitStack() as undo:
+            undo.push_async_callback(asyncio.to_thread, text.close)
             draft = await self._draft_model(request, name, text, planned.manifest.vocab_size)
-        except BaseException:
-            await asyncio.to_thread(text.close)
+            spool, kept = await self._spool(request, package_dir, planned)
+            if kept is not None:
+                undo.callback(kept.close)
+            options = replace(
+                self._stage_options(request, planned, spool),
+                package_dir=package_dir,
+                spool_dir=self._spool_dir(place, spool, kept),
+                address_dir=self.runtime_dir / "stages" / place.id,
+                host_pool_ticket=place.host_pool_ticket,
+            )
+            policy = self.planner.registry.scheduling_policy(config.batching.scheduling_policy)
+            scheduler_limits = with_drafts(_scheduler_limits(config, planned, spool), config.speculation, request)
+            model = LoadedModel(
+                id=place.id,
+                name=name,
+                package=request.plan.model,
+                package_dir=package_dir,
+                manifest=planned.manifest,
+                stages=StageSet(place.id, plan, options, self.pool),
+                text=text,
+                prompts=PromptReader(text, plan.context_tokens, lambda: datetime.now().astimezone()),
+                parser=parser_for(text.template_source, text.special_tokens, planned.manifest.architecture),
+                request_limits=_request_limits(config, name, planned),
+                scheduler=Scheduler(policy, scheduler_limits, ready=False),
+                speed=SpeedMeter(plan, planned.profiles.host.disk_read_bytes_per_second),
+                pool=self.pool,
+                limits=config.limits,
+                worker_settings=config.worker,
+                disks=self.disks,
+                host_pool_bytes=place.host_pool_bytes,
+                draft=draft,
+                speculation=request.speculation or config.speculation.mode,
+            )
+            if kept is not None:
+                model.keeper = PrefixKeeper(
+                    kept=kept,
+                    store=self.kept,
+                    scheduler=model.scheduler,
+                    num_stages=len(plan.stages),
+                    interval_seconds=config.kv.kept_interval,
+                )
+            undo.pop_all()
+            return model
+
+    async def _spool(
+        self, request: LoadModel, package_dir: Path, planned: Planned
+    ) -> tuple[SpoolLimits, KeptPrefixes | None]:
+        """Return the room for KV below the devices, and where it outlives the deployment, if it can."""
+        limits = spool_limits(self.config.kv, planned, available_memory_bytes())
+        if not limits.outlives:
+            return limits, None
+        settings: dict[str, int | str] = {
+            "block_tokens": planned.planning.block_tokens,
+            "kv_dtype": planned.planning.kv_dtype,
+            "numerics": request.plan.numerics or self.config.planning.numerics,
+            "num_disk_slots": limits.num_disk_slots,
+        }
+        profiles = self.planner.profiles
+        devices = devices_of(planned.plan, profiles.specs, profiles.descriptions)
+        fingerprint = await asyncio.to_thread(fingerprint_of, package_dir, planned.plan, devices, settings)
+        opening = asyncio.create_task(asyncio.to_thread(self.kept.open, request.plan.model, fingerprint))
+        try:
+            kept = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_give_back)  # What nobody will have must not stay locked.
             raise
-        spool = spool_limits(config.kv, planned, available_memory_bytes())
-        options = replace(
-            self._stage_options(request, planned, spool),
-            package_dir=package_dir,
-            spool_dir=self.spool.make(place.id) if spool.num_disk_slots else None,
-            address_dir=self.runtime_dir / "stages" / place.id,
-            host_pool_ticket=place.host_pool_ticket,
-        )
-        policy = self.planner.registry.scheduling_policy(config.batching.scheduling_policy)
-        return LoadedModel(
-            id=place.id,
-            name=name,
-            package=request.plan.model,
-            package_dir=package_dir,
-            manifest=planned.manifest,
-            stages=StageSet(place.id, plan, options, self.pool),
-            text=text,
-            prompts=PromptReader(text, plan.context_tokens, lambda: datetime.now().astimezone()),
-            parser=parser_for(text.template_source, text.special_tokens, planned.manifest.architecture),
-            request_limits=_request_limits(config, name, planned),
-            scheduler=Scheduler(
-                policy,
-                with_drafts(_scheduler_limits(config, planned, spool), config.speculation, request),
-                ready=False,
-            ),
-            speed=SpeedMeter(plan, planned.profiles.host.disk_read_bytes_per_second),
-            pool=self.pool,
-            limits=config.limits,
-            worker_settings=config.worker,
-            disks=self.disks,
-            host_pool_bytes=place.host_pool_bytes,
-            draft=draft,
-            speculation=request.speculation or config.speculation.mode,
-        )
+        return replace(limits, outlives=kept is not None), kept
+
+    def _spool_dir(self, place: _Place, spool: SpoolLimits, kept: KeptPrefixes | None) -> Path | None:
+        if kept is not None:
+            return kept.path
+        return self.spool.make(place.id) if spool.num_disk_slots else None
 
     def _stage_options(self, request: LoadModel, planned: Planned, spool: SpoolLimits) -> StageOptions:
         """Return what stages are told, but for the places that are the deployment's own."""
@@ -348,6 +396,11 @@ class DeploymentSet:
         placements = [placement for stage in plan.stages for placement in stage.units]
         streamed = sum(sizes[placement.unit_id] for placement in placements if placement.tier is not Tier.DEVICE)
         return streamed > available_memory_bytes()
+
+
+def _give_back(opening: "asyncio.Task[KeptPrefixes | None]") -> None:
+    if not opening.cancelled() and opening.exception() is None and (kept := opening.result()) is not None:
+        kept.close()
 
 
 def _scheduler_limits(config: Config, planned: Planned, spool: SpoolLimits) -> SchedulerLimits:

@@ -246,6 +246,19 @@ class KvSettings:
         minimum=0,
     )
     spool_dir: str = setting("", "path", "A fast local disk; empty: `spool` in the state directory.")
+    kept_spool: int = setting(
+        0,
+        "bytes",
+        "Of spool files that outlive their deployment, of all packages that are not loaded: prompts begin with them "
+        "after the next load. What users wrote lies on disk then: who wants it asks for it. 0: they are removed.",
+        minimum=0,
+    )
+    kept_age: float = setting(
+        7 * 24 * 3600.0, "seconds", "KV written longer ago is not kept: a week of work with one document.", minimum=1
+    )
+    kept_interval: float = setting(
+        30.0, "seconds", "How often what is kept is written down: a crash loses what came after.", minimum=0.05
+    )
     checkpoint_tokens: int = setting(
         0,
         "tokens",

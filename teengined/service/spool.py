@@ -6,10 +6,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from teengined.core.model import ALIGNMENT_BYTES
 from teengined.core.plan import Plan
 from teengined.scheduler.limits import SpoolLimits
 from teengined.scheduler.restore_costs import Speeds
 from teengined.service.planning import Planned
+from teengined.service.prefix_manifest import most_blocks
 from teengined.service.settings import KvSettings
 
 __all__ = ["SpoolDirectory", "spool_limits"]
@@ -33,14 +35,30 @@ def spool_limits(settings: KvSettings, planned: Planned, available_bytes: int) -
         return SpoolLimits()
     host_bytes = min(settings.host_spool, available_bytes // _HOST_SHARE)
     num_host_slots = host_bytes // block_bytes
+    num_disk_slots = settings.disk_spool // block_bytes if num_host_slots else 0
+    num_kept = _num_kept(settings, planned)
+    if num_kept:  # More than may be kept is not written in the first place.
+        num_disk_slots = min(num_disk_slots, num_kept)
     return SpoolLimits(
         num_host_slots=num_host_slots,
-        num_disk_slots=settings.disk_spool // block_bytes if num_host_slots else 0,
+        num_disk_slots=num_disk_slots,
+        outlives=min(num_kept, num_disk_slots) > 0,
         checkpoint_tokens=settings.checkpoint_tokens if settings.disk_spool else 0,
         checkpoint_seconds=settings.checkpoint_seconds if settings.disk_spool else 0.0,
         max_restored_blocks=max(1, settings.max_restore // block_bytes),
         speeds=_predicted(planned, plan, block_bytes),
     )
+
+
+def _num_kept(settings: KvSettings, planned: Planned) -> int:
+    num_stages, block_tokens = len(planned.plan.stages), planned.planning.block_tokens
+    return most_blocks(settings.kept_spool, _slot_bytes(planned), block_tokens, num_stages)
+
+
+def _slot_bytes(planned: Planned) -> int:
+    """Return what a block takes in the files of all stages: whole pages in each."""
+    sizes = [stage.kv_bytes // planned.planning.num_blocks for stage in planned.plan.stages]
+    return sum(-(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for size in sizes)
 
 
 def _predicted(planned: Planned, plan: Plan, block_bytes: int) -> Speeds:

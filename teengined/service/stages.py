@@ -69,6 +69,7 @@ class StageSet:
         """Indexes of stages that have not said `StageOpened`, or `StageClosed`, yet."""
         self._outcome: asyncio.Future[None] | None = None
         self._loaded_bytes: dict[int, int] = {}
+        self._kernels: dict[int, str] = {}
         self._on_progress: OnProgress | None = None
 
     @property
@@ -85,6 +86,11 @@ class StageSet:
     def kv_dtype(self) -> str:
         """How keys and values are stored, as `PlanModel` names it."""
         return self._options.kv_dtype
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """Which kernels each stage computes with since it was opened last."""
+        return tuple(self._kernels.get(stage.index, "") for stage in self.plan.stages)
 
     def index_of(self, device_id: str) -> int:
         """Return the index of the stage on a device."""
@@ -150,6 +156,8 @@ class StageSet:
         if isinstance(message, StageProgress):
             self._note_loaded(message)
         elif isinstance(message, self._expected):
+            if isinstance(message, StageOpened):
+                self._kernels[self.index_of(device_id)] = message.kernels
             self._note_done(device_id)
 
     def fail(self, device_id: str, error: TeengineError) -> bool:

@@ -33,6 +33,7 @@ async def remove_model(context: ServiceContext, _call: Call, message: wire.Remov
     if context.deployments.uses_package(message.model):
         raise Conflict(f"{message.model} is loaded", hint=f"`teengine unload {message.model}` first")
     await asyncio.to_thread(context.store.remove, message.model)
+    await asyncio.to_thread(context.deployments.kept.forget, message.model)
     return wire.Done()
 
 

@@ -151,3 +151,39 @@ def test_what_is_on_disk_outlives_the_stages():
     assert set(lost) == {above, dirty}
     where.settle(move, succeeded=True)
     assert where.num_disk == 1
+
+
+def test_disk_holds_what_was_used_last_where_all_of_it_is_in_host_memory_too():
+    where, lost = spool(num_host=4, num_disk=2, write_early=True)
+    first, second = written(where), written(where)
+    where.touch(first)
+
+    third = written(where)
+
+    assert (first.disk, second.disk, third.disk) == (0, None, 1)
+    assert [each.tier for each in (first, second, third)] == [Tier.HOST] * 3
+    assert where.take_moves() == ()  # What gave way on disk is not written again,
+    assert lost == []
+    for _ in range(4):
+        stored(where)
+    assert lost == [second]  # and is gone when its place in host memory is wanted.
+
+
+def test_what_gave_way_on_disk_is_lost_with_the_stages():
+    where, lost = spool(num_host=4, num_disk=1, write_early=True)
+    first, second = written(where), written(where)
+
+    where.lose_host()
+
+    assert (first.tier, second.tier, lost) == (None, Tier.DISK, [first])
+    assert (where.num_host, where.num_disk) == (0, 1)
+
+
+def test_what_is_on_disk_can_be_given_up_too():
+    where, lost = spool(num_host=2, num_disk=4, write_early=True)
+    first, second = written(where), written(where)
+    where.lose_host()
+
+    where.lose_host(and_disk=True)
+
+    assert (lost, where.num_disk, first.tier, second.tier) == ([first, second], 0, None, None)

@@ -157,9 +157,10 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
 def test_products_work_where_there_are_no_kernels(name: str, value: str, tmp_path: Path):
     program = (
         "import torch\n"
-        "from teengined.native.library import kernel_library, missing_reason\n"
+        "from teengined.native.library import kernel_library, kernels_name, missing_reason\n"
         "from teengined_plugins.precisions.int8 import Int8Precision\n"
         "assert kernel_library() is None and missing_reason()\n"
+        "assert kernels_name().startswith('stock-')\n"
         "strategy = Int8Precision()\n"
         "parts = strategy.encode(torch.randn(32, 64))\n"
         "x = torch.randn(4, 64)\n"

@@ -324,6 +324,7 @@ class Story:
         """Every slot is free, busy, or in one table."""
         spool, limits = self.machine._state.spool, self.limits.spool
         tables = [*spool._dirty.values(), *spool._clean.values(), *spool._moving.values(), *spool._below.values()]
+        tables += spool._settled.values()
         waiting = self.machine._state.sequences.values()
         pinned = [item.stored for sequence in waiting for item in sequence.table.pending]
         pinned += [stored for sequence in waiting if sequence.fetch for stored in sequence.fetch.stored]
@@ -384,7 +385,7 @@ class Story:
         assert len(set(mine)) == len(mine)
         assert not set(mine) & set(live_busy)
         assert sum(len(part.token_ids) for part in run.parts) <= self.limits.max_step_tokens
-        assert run.parts or run.restored or run.moves, "a run for nothing"
+        assert run.parts or run.restored or run.moves or run.spooled, "a run for nothing"
         assert len(run.restored) <= self.limits.spool.max_restored_blocks
         for opening in run.opened:
             life = self.lives[opening.sequence_id]

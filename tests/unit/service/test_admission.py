@@ -162,6 +162,15 @@ def test_salts_of_different_owners_and_names_never_meet():
     assert cache_salt_of("a", "b") == cache_salt_of("a", "b")
 
 
+def test_salt_of_a_user_is_the_same_in_every_daemon_and_that_of_a_connection_is_not(monkeypatch: pytest.MonkeyPatch):
+    before = [cache_salt_of(owner, "") for owner in ("uid:7", "client:00ab")]
+    monkeypatch.setattr("teengined.service.admission._THIS_PROCESS", b"another")
+    after = [cache_salt_of(owner, "") for owner in ("uid:7", "client:00ab")]
+
+    assert before[0] == after[0]
+    assert before[1] != after[1]
+
+
 def test_what_is_told_of_a_prompt_must_fit_into_a_reply():
     check_told(250, 0, LIMITS)
     check_told(29, 20, LIMITS)

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 
+from teengined.kvcache.kept import MAX_KEPT_BLOCKS
 from teengined.service.settings import KvSettings
 from teengined.service.spool import SpoolDirectory, spool_limits
 
@@ -20,7 +21,7 @@ def planned(**profile) -> Any:
         "Any",
         SimpleNamespace(
             plan=SimpleNamespace(stages=stages, prefill_seconds=5.12, context_tokens=4096),
-            planning=SimpleNamespace(num_blocks=10),
+            planning=SimpleNamespace(num_blocks=10, block_tokens=16),
             profiles=SimpleNamespace(devices=[device], host=host),
         ),
     )
@@ -46,6 +47,25 @@ def test_without_host_memory_there_is_no_disk_and_without_disk_no_checkpoint():
     assert not spool_limits(
         KvSettings(checkpoint_tokens=64, checkpoint_seconds=5.0), planned(), 1 << 30
     ).has_checkpoints
+
+
+def test_what_is_kept_is_no_more_than_may_be_kept():
+    told = 192 + 16 * 5 + 2 * 66
+    kept = KvSettings(disk_spool=99_999, kept_spool=2 * 4096 + 3 * (8192 + told))
+    many = KvSettings(disk_spool=1 << 40, kept_spool=1 << 40)
+
+    limits = spool_limits(kept, planned(), 1 << 30)
+
+    assert (limits.num_disk_slots, limits.outlives) == (3, True)
+    assert spool_limits(many, planned(), 1 << 30).num_disk_slots == MAX_KEPT_BLOCKS
+    assert not spool_limits(KvSettings(kept_spool=1 << 30), planned(), 1 << 30).outlives
+    assert not spool_limits(KvSettings(disk_spool=99_999), planned(), 1 << 30).outlives
+
+
+def test_disk_spool_is_as_it_was_where_not_one_block_may_be_kept():
+    without = spool_limits(KvSettings(disk_spool=99_999), planned(), 1 << 30)
+
+    assert spool_limits(KvSettings(disk_spool=99_999, kept_spool=8192), planned(), 1 << 30) == without
 
 
 def test_speeds_are_those_of_the_plan_and_the_measurements():
