@@ -35,7 +35,7 @@ import sys
 from pathlib import Path
 from teengined_plugins.precisions.kept_choices import KeptChoices
 kept = KeptChoices(lambda: Path(sys.argv[1]))
-kept.winner("read")
+kept.winner(("read",))
 print("ready", flush=True)
 sys.stdin.readline()
 for number in range(400):

@@ -86,8 +86,11 @@ def test_calls_elsewhere_and_what_has_no_name_are_not_kept(key: Hashable, path: 
     assert not path.exists()
 
 
-def test_call_of_a_line_too_long_to_be_read_is_not_written(path: Path) -> None:
-    _process(path).keep(("x" * 1000,), "native")
+@pytest.mark.parametrize(
+    ("key", "winner"), [(("x" * 1000,), "native"), (("{",), "native"), ("int8", "native"), (KEY, "a\nb"), (KEY, "")]
+)
+def test_line_that_could_not_be_read_is_not_written(key: Hashable, winner: str, path: Path) -> None:
+    _process(path).keep(key, winner)
 
     assert not path.exists()
 
@@ -104,6 +107,8 @@ def test_call_of_a_line_too_long_to_be_read_is_not_written(path: Path) -> None:
         LINE.replace(b'"native"', b"7"),
         LINE.replace(b'"kernel"', b'"kernels"'),
         LINE.replace(b'"native"', b'"digits","more":1'),
+        LINE.replace(b'"native"', b'"digits","kernel":"digits"'),
+        b" " + LINE.replace(b"native", b"digits"),
         LINE.replace(b",", b", ").replace(b"native", b"digits"),
         LINE.replace(b"native", b"digits")[:-5] + b"\n",
         LINE.replace(b"native", b"digits\xc3\xa9"),
@@ -159,9 +164,9 @@ def test_number_of_kept_calls_in_memory_is_bounded_and_the_oldest_go(
         4,
         4,
     ):  # Of three that are known when 4 comes, 2 is the one least lately measured.
-        _process(path).keep(call, "native")
+        _process(path).keep((call,), "native")
 
-    assert [_process(path).winner(call) for call in (1, 2, 3, 4)] == ["native", None, "native", "native"]
+    assert [_process(path).winner((call,)) for call in (1, 2, 3, 4)] == ["native", None, "native", "native"]
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
