@@ -14,7 +14,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["CompilerMissing", "compiled_library", "processor_digest", "processor_kernels"]
+__all__ = [
+    "CompilerMissing",
+    "compiled_library",
+    "is_private",
+    "kernels_digest",
+    "private_directory",
+    "processor_digest",
+    "processor_kernels",
+]
 
 _SOURCES = ("attention.c", "bf16_linear.c", "decoder_layer.c", "int4_linear.c", "int8_linear.c")
 _COMPILERS = ("cc", "gcc", "clang")
@@ -47,7 +55,7 @@ def compiled_library(directory: Path | None = None) -> Path:
     Raises:
         CompilerMissing: no compiler, or it fails, or there is no place for what it makes.
     """
-    compiler = next((path for path in map(shutil.which, _COMPILERS) if path), None)
+    compiler = _compiler()
     if compiler is None:
         raise CompilerMissing(f"none of {', '.join(_COMPILERS)} is installed")
     try:
@@ -57,6 +65,29 @@ def compiled_library(directory: Path | None = None) -> Path:
     except OSError as error:
         raise CompilerMissing(f"compiled kernels cannot be kept: {error}") from error
     return target
+
+
+def kernels_digest() -> str:
+    """Return a name for what decides how fast kernels are here: these sources, the compiler if any, the processor.
+
+    Raises:
+        OSError: a source or the compiler cannot be read.
+    """
+    return _digest(_compiler())
+
+
+def private_directory() -> Path | None:
+    """Return the directory in which compiled kernels outlive a process, made if need be; None: there is none."""
+    return _kept(None)
+
+
+def is_private(status: os.stat_result) -> bool:
+    """Say whether what has this status is ours, and nobody else may write to it."""
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _compiler() -> str | None:
+    return next((path for path in map(shutil.which, _COMPILERS) if path), None)
 
 
 def _kept(directory: Path | None) -> Path | None:
@@ -95,8 +126,7 @@ def _is_ours(path: Path, is_kind: Callable[[int], bool]) -> bool:
         status = path.lstat()
     except FileNotFoundError:
         return False
-    others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return is_kind(status.st_mode) and status.st_uid == os.geteuid() and not others_write
+    return is_kind(status.st_mode) and is_private(status)
 
 
 def processor_kernels(cpuinfo: str | None = None) -> tuple[str, ...]:
@@ -111,14 +141,15 @@ def processor_kernels(cpuinfo: str | None = None) -> tuple[str, ...]:
     return tuple(name for name, needed in _NEEDED_FLAGS.items() if needed <= set(flags))
 
 
-def _digest(compiler: str) -> str:
+def _digest(compiler: str | None) -> str:
     """Return a name for this source, compiler and processor together."""
     digest = hashlib.blake2b(digest_size=16)
     here = Path(__file__).parent
     for path in sorted((*here.glob("*.c"), *here.glob("*.h"))):  # Whatever a source includes counts too.
         digest.update(path.read_bytes())
-    status = Path(compiler).resolve().stat()
-    digest.update(repr((_FLAGS, compiler, status.st_size, status.st_mtime_ns, _processor())).encode())
+    status = Path(compiler).resolve().stat() if compiler else None
+    version = (status.st_size, status.st_mtime_ns) if status else ()
+    digest.update(repr((_FLAGS, compiler, *version, _processor())).encode())
     return digest.hexdigest()
 
 

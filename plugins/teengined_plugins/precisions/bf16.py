@@ -8,6 +8,7 @@ from teengined.interfaces.hookspecs import hookimpl
 from teengined.interfaces.precision import PrecisionStrategy
 from teengined.native.bf16_linear import bf16_linear, has_bf16_linear
 from teengined.native.library import NativeMatrix
+from teengined_plugins.precisions.kept_choices import kept_choices
 from teengined_plugins.precisions.kernel_choice import KernelChoice, rows_bucket
 from teengined_plugins.precisions.plain import PlainPrecision
 
@@ -27,8 +28,8 @@ class Bf16Precision(PlainPrecision):
     element_bytes = 2
 
     def __init__(self, choice: KernelChoice | None = None) -> None:
-        """`choice` remembers which kernel is fastest in this process."""
-        self.choice = choice or KernelChoice()
+        """`choice` remembers which kernel is fastest; None: in this process, and what it measures for later ones."""
+        self.choice = choice or KernelChoice(kept=kept_choices())
 
     def linear(
         self, x_TI: "torch.Tensor", parts: Mapping[str, "torch.Tensor"], bias_O: "torch.Tensor | None"
@@ -41,7 +42,7 @@ class Bf16Precision(PlainPrecision):
             return super().linear(x_TI, parts, bias_O)
         x_TI = x_TI.contiguous()
         kernels = {"stock": torch.nn.functional.linear, "native": bf16_linear}
-        key = (rows_bucket(x_TI.shape[0]), weight_OI.shape, torch.get_num_threads())
+        key = ("bf16", rows_bucket(x_TI.shape[0]), weight_OI.shape, torch.get_num_threads())
         winner = self.choice.winner(key)
         if winner is not None:
             y_TO = kernels[winner](x_TI, weight_OI)

@@ -22,6 +22,7 @@ from teengined_plugins.precisions.int4_kernels import (
     fits_native,
 )
 from teengined_plugins.precisions.int8 import Int8Precision
+from teengined_plugins.precisions.kept_choices import kept_choices
 from teengined_plugins.precisions.kernel_choice import Kernel, KernelChoice, kernels_agree, rows_bucket, waiting_for
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ class Int4Precision(PrecisionStrategy):
     ends_precision = "int8"
 
     def __init__(self, choice: KernelChoice | None = None) -> None:
-        """`choice` remembers which kernel is fastest in this process."""
-        self.choice = choice or KernelChoice()
+        """`choice` remembers which kernel is fastest; None: in this process, and what it measures for later ones."""
+        self.choice = choice or KernelChoice(kept=kept_choices())
         self._int8 = Int8Precision(self.choice)
 
     def stored_bytes(self, shape: tuple[int, ...]) -> int:

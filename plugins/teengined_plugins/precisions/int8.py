@@ -22,6 +22,7 @@ from teengined_plugins.precisions.int8_kernels import (
     fits_native,
     integers_are_exact,
 )
+from teengined_plugins.precisions.kept_choices import kept_choices
 from teengined_plugins.precisions.kernel_choice import Kernel, KernelChoice, kernels_agree, rows_bucket, waiting_for
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ class Int8Precision(PrecisionStrategy):
     name = "int8"
 
     def __init__(self, choice: KernelChoice | None = None) -> None:
-        """`choice` remembers which kernel is fastest in this process."""
-        self.choice = choice or KernelChoice()
+        """`choice` remembers which kernel is fastest; None: in this process, and what it measures for later ones."""
+        self.choice = choice or KernelChoice(kept=kept_choices())
 
     def stored_bytes(self, shape: tuple[int, ...]) -> int:
         """Return one byte for each element and four for each channel; four for each element of a vector."""
@@ -103,7 +104,7 @@ class Int8Precision(PrecisionStrategy):
         if x_TI.shape[0] == 0:
             return x_TI.new_empty((0, weight_OI.shape[0]))
         device = x_TI.device
-        key = (rows_bucket(x_TI.shape[0]), weight_OI.shape, x_TI.dtype, device, torch.get_num_threads())
+        key = ("int8", rows_bucket(x_TI.shape[0]), weight_OI.shape, x_TI.dtype, device, torch.get_num_threads())
         winner = self.choice.winner(key)
         if winner is not None:  # A model asks a hundred times for each token: nothing is built that is not used.
             y_TO = _KERNELS[winner](x_TI.contiguous(), weight_OI, scale_O)

@@ -2,7 +2,8 @@
 
 Which kernel is fastest depends on the machine, the shape, the rows and the dtype, and no table written in advance is
 right for long. The first call of a kind times the candidates on its own operands; later calls of that kind look the
-winner up. Keys never hold addresses: a weight may lie in a buffer that is reused for the next one.
+winner up, and with a memory (`kept_choices.py`) so do later processes. Keys never hold addresses: a weight may lie in a
+buffer that is reused for the next one.
 """
 
 import logging
@@ -10,14 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["MAX_REMEMBERED", "Kernel", "KernelChoice", "kernels_agree", "rows_bucket", "waiting_for"]
+__all__ = ["MAX_REMEMBERED", "KeptWinners", "Kernel", "KernelChoice", "kernels_agree", "rows_bucket", "waiting_for"]
 
 Kernel = Callable[[], "torch.Tensor"]
 
@@ -58,13 +59,32 @@ def _nothing() -> None:
     """Wait for nothing."""
 
 
+class KeptWinners(Protocol):
+    """What outlives a process of its measurements. Neither method fails."""
+
+    def winner(self, key: Hashable) -> str | None:
+        """Return the kernel that is to be used for `key` without measuring; None: measure."""
+        ...
+
+    def keep(self, key: Hashable, winner: str) -> None:
+        """Add what was measured for `key` just now."""
+        ...
+
+
 class KernelChoice:
     """The winners of one process, by kind of call."""
 
-    def __init__(self, *, measures: bool = True, clock: Callable[[], float] = time.perf_counter) -> None:
-        """With `measures` false the first candidate that is offered is always taken."""
+    def __init__(
+        self,
+        *,
+        measures: bool = True,
+        clock: Callable[[], float] = time.perf_counter,
+        kept: KeptWinners | None = None,
+    ) -> None:
+        """With `measures` false the first candidate that is offered is always taken. `kept` None: nothing outlives."""
         self._measures = measures
         self._clock = clock
+        self._kept = kept
         self._winners: dict[Hashable, str] = {}
         self._lock = threading.Lock()
 
@@ -76,7 +96,7 @@ class KernelChoice:
         agrees: Callable[["torch.Tensor", "torch.Tensor"], bool],
         synchronize: Callable[[], None],
     ) -> "torch.Tensor":
-        """Return the product from the kernel that won for `key`, measuring on the first call.
+        """Return the product from the kernel that won for `key`, measuring on the first call unless a winner is kept.
 
         The first kernel is the reference: it must work everywhere. Others drop out where they raise or where
         `agrees(reference, theirs)` is false. `synchronize` waits for the device.
@@ -87,6 +107,9 @@ class KernelChoice:
         reference_name = next(iter(kernels))
         if len(kernels) == 1 or not self._measures:
             return kernels[reference_name]()
+        product = self._by_kept_winner(key, kernels)
+        if product is not None:
+            return product
         reference, reference_seconds = self._timed(kernels[reference_name], synchronize)
         best_seconds = {reference_name: reference_seconds}
         for name in kernels:
@@ -96,6 +119,8 @@ class KernelChoice:
                     best_seconds[name] = seconds
         winner = self._fastest(kernels, best_seconds, synchronize)
         self._remember(key, winner)
+        if self._kept is not None:
+            self._kept.keep(key, winner)
         return reference if winner == reference_name else kernels[winner]()
 
     def winner(self, key: Hashable) -> str | None:
@@ -105,6 +130,22 @@ class KernelChoice:
     def winners(self) -> Mapping[Hashable, str]:
         """Return what was chosen so far, for people who ask why."""
         return dict(self._winners)
+
+    def _by_kept_winner(self, key: Hashable, kernels: Mapping[str, Kernel]) -> "torch.Tensor | None":
+        """Return the product from the kernel that an earlier process chose; None where it must be measured.
+
+        That kernel agreed with the reference there: of these sources, on this processor and with this torch.
+        """
+        winner = None if self._kept is None else self._kept.winner(key)
+        if winner is None or winner not in kernels:
+            return None
+        try:
+            product = kernels[winner]()
+        except RuntimeError as error:  # measuring drops it out, or shows that the reference fails as well
+            logger.debug("a kept kernel fails, and is measured anew: %s", error)
+            return None
+        self._remember(key, winner)
+        return product
 
     def _timed(self, kernel: Kernel, synchronize: Callable[[], None]) -> tuple["torch.Tensor", float]:
         synchronize()

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from teengined.native import compiler
-from teengined.native.compiler import CompilerMissing, compiled_library, processor_kernels
+from teengined.native.compiler import CompilerMissing, compiled_library, kernels_digest, processor_kernels
 from teengined.native.library import kernel_library, missing_reason
 
-needs_a_compiler = pytest.mark.skipif(
-    not any(map(compiler.shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler is installed"
-)
+HAS_COMPILER = any(map(compiler.shutil.which, ("cc", "gcc", "clang")))
+needs_a_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler is installed")
 
 
 @needs_a_compiler
@@ -136,6 +135,18 @@ def test_the_flags_name_what_was_compiled():
     names = ("int8 products", "bf16 products", "attention", "decoder layers")
     compiled = {name for name, there in zip(names, has, strict=True) if there}
     assert compiled <= set(processor_kernels())
+
+
+def test_another_compiler_or_none_has_another_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    digests = {kernels_digest()}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for content in (None, "#!/bin/sh\n", "#!/bin/sh\nexit 1\n"):
+        if content is not None:
+            (tmp_path / "cc").write_text(content)
+            (tmp_path / "cc").chmod(stat.S_IRWXU)
+        digests |= {kernels_digest(), kernels_digest()}
+
+    assert len(digests) == (4 if HAS_COMPILER else 3)
 
 
 def test_without_a_compiler_the_error_names_what_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

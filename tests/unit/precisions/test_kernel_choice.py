@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import pytest
 import torch
@@ -26,6 +26,20 @@ class Timed:
             return product
 
         return run
+
+
+class Kept:
+    """What other processes chose, and what this one adds."""
+
+    def __init__(self, **winners: str) -> None:
+        self.winners: dict[Hashable, str] = {**winners}
+        self.added: list[tuple[Hashable, str]] = []
+
+    def winner(self, key: Hashable) -> str | None:
+        return self.winners.get(key)
+
+    def keep(self, key: Hashable, winner: str) -> None:
+        self.added.append((key, winner))
 
 
 def _run(choice: KernelChoice, kernels: dict[str, Callable[[], torch.Tensor]], key: object = "key") -> torch.Tensor:
@@ -156,6 +170,63 @@ def test_memory_of_winners_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         _run(choice, {"a": lambda: ONE, "b": lambda: ONE}, key=key)
 
     assert list(choice.winners()) == [7, 8, 9]
+
+
+def test_kept_winner_is_used_without_measuring() -> None:
+    timed, kept = Timed(), Kept(key="b")
+    choice = KernelChoice(clock=timed.clock, kept=kept)
+
+    _run(choice, {"a": timed.kernel("a", 0.001), "b": timed.kernel("b", 0.003)})
+
+    assert timed.calls == ["b"]
+    assert choice.winner("key") == "b"
+    assert kept.added == []
+
+
+def test_kept_winner_is_told_to_nobody_before_it_was_among_the_candidates() -> None:
+    assert KernelChoice(kept=Kept(key="b")).winner("key") is None
+
+
+def test_kept_winner_that_is_not_offered_is_measured_instead() -> None:
+    timed, kept = Timed(), Kept(key="gone")
+    choice = KernelChoice(clock=timed.clock, kept=kept)
+
+    _run(choice, {"a": timed.kernel("a", 0.003), "b": timed.kernel("b", 0.001)})
+
+    assert choice.winners() == {"key": "b"}
+    assert kept.added == [("key", "b")]
+
+
+def test_kept_winner_that_fails_here_is_measured_instead() -> None:
+    def lacking() -> torch.Tensor:
+        raise RuntimeError("no such operator here")
+
+    timed, kept = Timed(), Kept(key="lacking")
+    choice = KernelChoice(clock=timed.clock, kept=kept)
+
+    assert torch.equal(_run(choice, {"plain": timed.kernel("plain", 0.003), "lacking": lacking}), ONE)
+    assert kept.added == [("key", "plain")]
+
+
+def test_a_measurement_is_kept_once() -> None:
+    timed, kept = Timed(), Kept()
+    choice = KernelChoice(clock=timed.clock, kept=kept)
+
+    for _ in range(3):
+        _run(choice, {"a": timed.kernel("a", 0.003), "b": timed.kernel("b", 0.001)})
+
+    assert kept.added == [("key", "b")]
+
+
+def test_where_there_is_no_choice_nothing_is_asked_or_kept() -> None:
+    timed, kept = Timed(), Kept(key="b")
+    kernels = {"a": timed.kernel("a", 0.003), "b": timed.kernel("b", 0.001)}
+
+    _run(KernelChoice(measures=False, clock=timed.clock, kept=kept), kernels)
+    _run(KernelChoice(clock=timed.clock, kept=kept), {"a": kernels["a"]})
+
+    assert timed.calls == ["a", "a"]
+    assert kept.added == []
 
 
 @pytest.mark.parametrize(("num_rows", "bucket"), [(1, 1), (2, 2), (3, 4), (8, 8), (9, 16), (512, 512), (4000, 512)])
