@@ -5,7 +5,6 @@ pass. Shape suffixes: H query heads, K key-value heads, R rows (new tokens), B s
 context, D width of a key, E width of a value.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,30 +17,18 @@ from teengined.models.batch import ChunkRows, DecodeRows, StepBatch
 from teengined.models.cache import StepCache, current_cache
 from teengined.models.fixed_attention import attend_fixed
 from teengined.models.kv import LayerBlocks
+from teengined.models.latent_attention import LatentAttention
 from teengined.models.native_attention import attend_rows, can_attend_rows
 from teengined.models.paged_attention import Scoring, attend_blocks, attend_context, attend_with_logits
 
-__all__ = ["ATTENTION_NAME", "attend", "attend_stored", "defer_expansion", "register_attention"]
+__all__ = ["ATTENTION_NAME", "attend", "attend_stored", "register_attention"]
 
 ATTENTION_NAME = "teengine"
-
-Expand = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def register_attention() -> None:
     """Make the function known to transformers. Not in its mask registry: that tells it to make no masks."""
     AttentionInterface.register(ATTENTION_NAME, attend)
-
-
-def defer_expansion(model: nn.Module) -> None:
-    """Let modules with multi-head latent attention hand over their latents: contexts are expanded when gathered.
-
-    They store one latent for all heads, and expand what the cache returns into keys and values with `expand_kv`.
-    """
-    for module in model.modules():
-        if hasattr(module, "expand_kv"):
-            module.expand_latents = module.expand_kv  # type: ignore[assignment]
-            module.expand_kv = _as_they_are  # type: ignore[assignment]
 
 
 def attend(
@@ -64,7 +51,7 @@ def attend(
         batch=cache.batch,
         blocks=blocks,
         new_states=(key, value),
-        expand=getattr(module, "expand_latents", None),
+        latents=getattr(module, "latent_attention", None),
         scoring=Scoring(
             scale=scaling if scaling is not None else query.shape[-1] ** -0.5,
             window=options.get("sliding_window"),
@@ -72,7 +59,7 @@ def attend(
             sinks_H=options.get("s_aux"),
         ),
     )
-    if call.expand is None:
+    if call.latents is None:
         cache.attended = (blocks, call.scoring)
     output_RHE = _attend_fixed(call, query) if cache.is_strict else _attend(call, query)
     return output_RHE[None], None
@@ -86,7 +73,7 @@ def attend_stored(
 ) -> torch.Tensor:
     """Return (R, H, E) for queries (R, H, D) whose keys (R, K, D) and values (R, K, E) the blocks hold already."""
     q_1HRD, k_1KRD, v_1KRE = (state.transpose(0, 1)[None] for state in states)
-    call = _Call(batch=cache.batch, blocks=blocks, new_states=(k_1KRD, v_1KRE), expand=None, scoring=scoring)
+    call = _Call(batch=cache.batch, blocks=blocks, new_states=(k_1KRD, v_1KRE), latents=None, scoring=scoring)
     return _attend(call, q_1HRD)
 
 
@@ -98,7 +85,8 @@ class _Call:
     blocks: LayerBlocks
     new_states: tuple[torch.Tensor, torch.Tensor]
     """As they were stored, in full precision."""
-    expand: Expand | None
+    latents: LatentAttention | None
+    """Where the blocks hold latents, and rotated keys as values."""
     scoring: Scoring
 
 
@@ -128,19 +116,29 @@ def _decode_outputs(call: _Call, q_RHD: torch.Tensor) -> list[tuple[torch.Tensor
 
 
 def _is_native(call: _Call, q_RHD: torch.Tensor) -> bool:
-    return call.expand is None and can_attend_rows(q_RHD, call.blocks)
+    return call.latents is None and can_attend_rows(q_RHD, call.blocks)
 
 
 def _attend_decode(call: _Call, q_BHD: torch.Tensor, rows: DecodeRows) -> torch.Tensor:
-    if call.expand is None:
+    if call.latents is None:
         return attend_blocks(q_BHD, call.blocks, rows, call.scoring)
-    k_BKCD, v_BKCE = call.expand(*call.blocks.gather(rows.tables_BM))
-    return attend_context(q_BHD, k_BKCD, v_BKCE, rows, call.scoring)
+    first, second = (states[:, :, : rows.num_context] for states in call.blocks.gather(rows.tables_BM))
+    num_context = len(rows.rows) * rows.num_context
+    if not call.scoring.changes_logits and call.latents.is_less_work(1, num_context):
+        mask_B1C = None if rows.mask_BC is None else rows.mask_BC[:, None]
+        return call.latents.attend(q_BHD[:, :, None], (first, second), mask_B1C, call.scoring.scale)[:, 0]
+    return attend_context(q_BHD, *call.latents.expand(first, second), rows, call.scoring)
 
 
 def _attend_chunk(call: _Call, q_1HTD: torch.Tensor, chunk: ChunkRows) -> torch.Tensor:
     """Return (T, H, E) for one sequence's rows."""
     k_1KCD, v_1KCE = _context(call, chunk)
+    if call.latents is not None:
+        is_less_work = call.latents.is_less_work(chunk.num_tokens, chunk.num_context)
+        if is_less_work and chunk.mask_RC is not None and not call.scoring.changes_logits:
+            context = (k_1KCD, v_1KCE)
+            return call.latents.attend(q_1HTD, context, chunk.mask_RC[None], call.scoring.scale)[0]
+        k_1KCD, v_1KCE = call.latents.expand(k_1KCD, v_1KCE)
     if call.scoring.changes_logits:
         mask_TC = _causal(q_1HTD) if chunk.mask_RC is None else chunk.mask_RC
         output = attend_with_logits(q_1HTD, k_1KCD, v_1KCE, mask_TC, call.scoring)
@@ -158,12 +156,12 @@ def _attend_chunk(call: _Call, q_1HTD: torch.Tensor, chunk: ChunkRows) -> torch.
 
 
 def _context(call: _Call, chunk: ChunkRows) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the keys (1, K, C, D) and values (1, K, C, E) that a chunk looks at."""
+    """Return the keys (1, K, C, D) and values (1, K, C, E) that a chunk looks at, as they are stored."""
     if chunk.start_position == 0 and call.blocks.key_scales_NKT is None:
         keys, values = (states[:, :, chunk.rows] for states in call.new_states)
     else:
         keys, values = (states[:, :, : chunk.num_context] for states in call.blocks.gather(chunk.table_1M))
-    return (keys, values) if call.expand is None else call.expand(keys, values)
+    return keys, values
 
 
 def _attend_fixed(call: _Call, q_1HRD: torch.Tensor) -> torch.Tensor:
@@ -175,7 +173,7 @@ def _attend_fixed(call: _Call, q_1HRD: torch.Tensor) -> torch.Tensor:
     for index, entry in enumerate(batch.entries):
         rows = slice(batch.first_rows[index], batch.first_rows[index] + entry.num_tokens)
         keys, values = (states[:, :, : entry.end_position] for states in call.blocks.gather(batch.table(index)))
-        keys, values = (keys, values) if call.expand is None else call.expand(keys, values)
+        keys, values = (keys, values) if call.latents is None else call.latents.expand(keys, values)
         output = attend_fixed(q_1HRD[0, :, rows], keys[0], values[0], entry.start_position, call.scoring)
         outputs.append((rows, output.transpose(0, 1)))
     return _joined(outputs, batch.num_tokens)
@@ -194,7 +192,3 @@ def _causal(q_1HTD: torch.Tensor) -> torch.Tensor:
     """Return (T, T), true where a row of a whole prompt may look: itself and before."""
     num_new = q_1HTD.shape[2]
     return torch.ones(num_new, num_new, dtype=torch.bool, device=q_1HTD.device).tril_()
-
-
-def _as_they_are(latent: torch.Tensor, rotary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return latent, rotary

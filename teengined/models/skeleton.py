@@ -15,8 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.pytorch_utils import Conv1D
 
 from teengined.core.errors import PackageError, UnsupportedArchitecture
-from teengined.models.attention import ATTENTION_NAME, defer_expansion, register_attention
+from teengined.models.attention import ATTENTION_NAME, register_attention
 from teengined.models.experts import EXPERTS_NAME, ExpertTable, register_experts
+from teengined.models.latent_attention import defer_expansion
 from teengined.models.linear import StrategyLinear
 from teengined.models.rotary import freeze_rotary
 

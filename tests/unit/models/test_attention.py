@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from teengined.core.errors import UnsupportedArchitecture
-from teengined.models.attention import attend, defer_expansion
+from teengined.models.attention import attend
 from teengined.models.cache import StepCache, current_cache
+from teengined.models.latent_attention import defer_expansion
 from tests.unit.models.pools import batch_of, make_pool, make_tables, store
 
 NUM_HEADS, NUM_KV_HEADS, WIDTH, VALUE_WIDTH = 4, 2, 8, 6
