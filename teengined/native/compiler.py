@@ -24,7 +24,7 @@ __all__ = [
     "processor_kernels",
 ]
 
-_SOURCES = ("attention.c", "bf16_linear.c", "decoder_layer.c", "int4_linear.c", "int8_linear.c")
+_SOURCES = ("attention.c", "bf16_linear.c", "decoder_layer.c", "dequantise.c", "int4_linear.c", "int8_linear.c")
 _COMPILERS = ("cc", "gcc", "clang")
 # -march=native takes what this processor has. -ffast-math would change how the whole process treats tiny numbers.
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC")

@@ -65,6 +65,12 @@ typedef struct {
 } te_matrix;
 
 typedef struct {
+    te_matrix weight; /* int8 or codes */
+    void *y;          /* (num_outputs, num_inputs) of dtype: bf16 or fp32 */
+    int64_t dtype, num_threads;
+} te_dequantise;
+
+typedef struct {
     const uint16_t *hidden;               /* (num_rows, width) bf16, as everything where nothing else is said */
     const uint16_t *norm_weight;          /* (width) */
     te_matrix query, key, value;
@@ -103,6 +109,7 @@ int64_t te_layer_inputs_scratch(int64_t num_rows, int64_t width);
 void te_layer_inputs_run(const te_layer_inputs *call);
 int64_t te_layer_outputs_scratch(int64_t num_rows, int64_t width, int64_t attended, int64_t inner);
 void te_layer_outputs_run(const te_layer_outputs *call);
+void te_dequantise_run(const te_dequantise *call);
 int te_has_attention(void);
 void te_attention_run(const te_attention *call);
 

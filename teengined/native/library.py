@@ -11,6 +11,7 @@ from teengined.native.compiler import CompilerMissing, compiled_library, process
 __all__ = [
     "AttentionCall",
     "Bf16LinearCall",
+    "DequantiseCall",
     "Int4LinearCall",
     "Int8LinearCall",
     "KernelLibrary",
@@ -92,6 +93,17 @@ class NativeMatrix(ctypes.Structure):
     )
 
 
+class DequantiseCall(ctypes.Structure):
+    """`te_dequantise` of kernels.h, field by field."""
+
+    _fields_ = (
+        ("weight", NativeMatrix),
+        ("y", ctypes.c_void_p),
+        ("dtype", ctypes.c_int64),
+        ("num_threads", ctypes.c_int64),
+    )
+
+
 class LayerInputsCall(ctypes.Structure):
     """`te_layer_inputs` of kernels.h, field by field."""
 
@@ -145,6 +157,8 @@ class KernelLibrary:
         library.te_bf16_linear_run.restype = None
         library.te_attention_run.argtypes = [ctypes.POINTER(AttentionCall)]
         library.te_attention_run.restype = None
+        library.te_dequantise_run.argtypes = [ctypes.POINTER(DequantiseCall)]
+        library.te_dequantise_run.restype = None
         library.te_layer_inputs_scratch.argtypes = [ctypes.c_int64] * 2
         library.te_layer_outputs_scratch.argtypes = [ctypes.c_int64] * 4
         for name, structure in (("inputs", LayerInputsCall), ("outputs", LayerOutputsCall)):
@@ -163,6 +177,7 @@ class KernelLibrary:
         self.run_int4_linear = library.te_int4_linear_run
         self.run_bf16_linear = library.te_bf16_linear_run
         self.run_attention = library.te_attention_run
+        self.run_dequantise = library.te_dequantise_run
         self.layer_inputs_scratch = library.te_layer_inputs_scratch
         self.layer_outputs_scratch = library.te_layer_outputs_scratch
         self.run_layer_inputs = library.te_layer_inputs_run

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from teengined.core.errors import SourceError
 from teengined.interfaces.hookspecs import hookimpl
 from teengined.interfaces.precision import PrecisionStrategy
+from teengined.native.dequantise import can_dequantise, dequantise
 from teengined.native.int8_linear import MAX_INPUTS
 from teengined.native.library import NativeMatrix
 from teengined_plugins.precisions.int8_kernels import (
@@ -92,6 +93,8 @@ class Int8Precision(PrecisionStrategy):
 
         if "scale" not in parts:
             return parts["data"].to(dtype)
+        if can_dequantise(parts["data"].shape, dtype) and (matrix := self.native_matrix(parts)) is not None:
+            return dequantise(matrix, dtype)
         return (parts["data"].to(torch.float32) * parts["scale"].unsqueeze(-1)).to(dtype)
 
     def linear(
