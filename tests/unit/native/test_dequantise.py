@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from teengined.native import dequantise as native_dequantise
 from teengined.native.dequantise import can_dequantise, dequantise
 from teengined.native.library import kernel_library, missing_reason
 from teengined_plugins.precisions.int4 import Int4Precision
@@ -60,7 +61,19 @@ def test_strategies_decode_large_weights_with_it_and_slices_without(strategy: In
 
 
 def test_it_is_offered_for_large_matrices_of_the_dtypes_that_it_makes() -> None:
-    assert can_dequantise((512, 512), torch.bfloat16)
-    assert not can_dequantise((8, 8), torch.bfloat16)
-    assert not can_dequantise((512, 512), torch.float16)
-    assert not can_dequantise((2, 512, 512), torch.float32)
+    assert can_dequantise(torch.empty(512, 512), torch.bfloat16)
+    assert not can_dequantise(torch.empty(8, 8), torch.bfloat16)
+    assert not can_dequantise(torch.empty(512, 512), torch.float16)
+    assert not can_dequantise(torch.empty(2, 512, 512), torch.float32)
+
+
+@pytest.mark.parametrize("strategy", [Int8Precision(), Int4Precision()], ids=["int8", "int4"])
+def test_what_lies_on_another_device_has_nothing_compiled(
+    strategy: Int8Precision | Int4Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiles() -> None:
+        raise AssertionError("compiled")
+
+    parts = {name: part.to("meta") for name, part in strategy.encode(weight(600, 256)).items()}
+    monkeypatch.setattr(native_dequantise, "kernel_library", compiles)
+    assert strategy.decode(parts, torch.bfloat16).shape == (600, 256)
