@@ -90,6 +90,21 @@ def test_answers_are_those_of_the_expansion(
         assert (found.double() - expected).norm() <= tolerance * expected.norm()
 
 
+@pytest.mark.parametrize(("num_rows", "num_new"), [(5, 1), (1, 7)])
+def test_half_precision_on_a_cpu_is_computed_in_single(num_rows: int, num_new: int) -> None:
+    module = Projecting("fp32")
+    attention = LatentAttention(module)
+    q_BHTD, context, mask = inputs(num_rows, num_new, torch.float16)
+    attention.attend(q_BHTD, context, mask, SCALE)
+    assert attention.is_absorbed
+
+    found = attention.attend(q_BHTD, context, mask, SCALE)
+
+    expected = expanded(module, q_BHTD.float(), (context[0].float(), context[1].float()), mask)
+    assert found.dtype == torch.float16
+    assert (found.double() - expected).norm() <= 3e-4 * expected.norm()  # What rounding the answer alone may cost.
+
+
 def test_a_module_whose_projection_means_something_else_goes_on_expanding() -> None:
     module = Projecting("fp32", is_swapped=True)
     attention = LatentAttention(module)
