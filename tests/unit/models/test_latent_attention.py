@@ -130,6 +130,25 @@ def test_a_module_of_another_form_goes_on_expanding() -> None:
     assert not attention.is_less_work(1, LONG)
 
 
+class Narrow(Projecting):
+    """Keeps more in its latents than its projection reads."""
+
+    def expand_kv(self, latent: torch.Tensor, rotary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().expand_kv(latent[..., :LATENT], rotary)
+
+
+def test_a_module_that_does_something_to_its_latents_first_goes_on_expanding() -> None:
+    module = Narrow("fp32")
+    attention = LatentAttention(module)
+    q_BHTD, context, mask = inputs(1, 1, torch.float32)
+    wide = torch.cat((context[0], context[0]), dim=-1)
+
+    found = attention.attend(q_BHTD, (wide, context[1]), mask, SCALE)
+
+    torch.testing.assert_close(found.double(), expanded(module, q_BHTD, context, mask), atol=1e-5, rtol=1e-5)
+    assert not attention.is_less_work(1, LONG)
+
+
 def test_answers_that_are_not_numbers_decide_nothing() -> None:
     attention = LatentAttention(Projecting("fp32"))
     q_BHTD, context, mask = inputs(1, 1, torch.float32)
