@@ -21,6 +21,7 @@ def weight(num_outputs: int, num_inputs: int) -> torch.Tensor:
     return rows * torch.logspace(-6, 3, num_outputs)[:, None]
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_inputs", [1, 15, 16, 47, 64, 1000])
@@ -38,6 +39,7 @@ def test_bytes_times_their_scale(num_inputs: int, dtype: torch.dtype, num_thread
         torch.set_num_threads(before)
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_inputs", [32, 96, 1024])
 def test_codes_looked_up_times_their_scale(num_inputs: int, dtype: torch.dtype) -> None:
