@@ -88,7 +88,7 @@ class LatentAttention:
         """
         if self._is_alike is None:
             expected = self._attend_expanded(q_BHTD, context, mask_BTC, scale)
-            if not self._is_usual(q_BHTD.shape[1]):
+            if not self._is_usual(q_BHTD, *context):
                 self._is_alike = False
             elif bool(expected.isfinite().all()):  # Other answers say nothing about the module.
                 self._is_alike = _are_alike(expected, self._attend_latents(q_BHTD, context, mask_BTC, scale))
@@ -97,13 +97,16 @@ class LatentAttention:
             return expected
         return self._attend_latents(q_BHTD, context, mask_BTC, scale)
 
-    def _is_usual(self, num_heads: int) -> bool:
+    def _is_usual(self, q_BHTD: torch.Tensor, latents_B1CL: torch.Tensor, rotary_B1CR: torch.Tensor) -> bool:
         """Whether the up-projection can make of a latent, for each head, a key's first part and a value."""
         projection = getattr(self._module, "kv_b_proj", None)
         if not isinstance(projection, StrategyLinear) or projection.bias_O is not None:
             return False
-        widths = [getattr(self._module, name, 0) for name in ("qk_nope_head_dim", "v_head_dim")]
-        return all(widths) and projection.out_features == num_heads * sum(widths)
+        plain, value = (getattr(self._module, name, 0) for name in ("qk_nope_head_dim", "v_head_dim"))
+        is_whole = (
+            projection.in_features == latents_B1CL.shape[-1] and q_BHTD.shape[-1] == plain + rotary_B1CR.shape[-1]
+        )
+        return bool(plain and value) and is_whole and projection.out_features == q_BHTD.shape[1] * (plain + value)
 
     def _attend_expanded(
         self,
@@ -126,6 +129,9 @@ class LatentAttention:
         mask_BTC: torch.Tensor | None,
         scale: float,
     ) -> torch.Tensor:
+        if q_BHTD.dtype == torch.float16 and q_BHTD.device.type == "cpu":  # Its products take ten times as long.
+            wide = (context[0].float(), context[1].float())
+            return self._attend_latents(q_BHTD.float(), wide, mask_BTC, scale).to(torch.float16)
         num_rows, num_heads, num_new, _ = q_BHTD.shape
         num_plain, width = self._module.qk_nope_head_dim, context[0].shape[-1]
         weight_HOL = self._weight(q_BHTD.dtype).view(num_heads, -1, width)

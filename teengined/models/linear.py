@@ -21,6 +21,9 @@ class StrategyLinear(nn.Module):
     def __init__(self, in_features: int, out_features: int, *, is_fixed: bool = False) -> None:
         """Start unbound: `strategy` and `parts` are set by the binding, `bias_O` too where there is one.
 
+        Another weight is another mapping of parts: what they hold is never replaced, so that who remembers something of
+        a weight need only look whether the mapping is the same.
+
         `is_fixed` asks for rows that do not depend on one another, at the price of speed.
         """
         super().__init__()

@@ -14,12 +14,15 @@ __all__ = ["can_dequantise", "dequantise"]
 _LEAST_NUMBERS = 1 << 16
 
 
-def can_dequantise(shape: tuple[int, ...], dtype: "torch.dtype") -> bool:
-    """Say whether `dequantise` is there, makes this dtype, and is worth it for a weight of this shape."""
+def can_dequantise(data: "torch.Tensor", dtype: "torch.dtype") -> bool:
+    """Say whether `dequantise` is there, makes this dtype, and is worth it for a weight stored as `data`.
+
+    Compiles nothing for what lies on another device.
+    """
     import torch
 
-    is_known = len(shape) == 2 and dtype in (torch.float32, torch.bfloat16)
-    return is_known and shape[0] * shape[1] >= _LEAST_NUMBERS and kernel_library() is not None
+    is_known = data.ndim == 2 and data.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+    return is_known and data.numel() >= _LEAST_NUMBERS and kernel_library() is not None
 
 
 def dequantise(matrix: NativeMatrix, dtype: "torch.dtype") -> "torch.Tensor":

@@ -87,7 +87,7 @@ class Int4Precision(PrecisionStrategy):
         if "book" not in parts:
             return self._int8.decode(parts, dtype)
         data, book, scale = parts["data"], parts["book"], parts["scale"]
-        if can_dequantise(data.shape, dtype) and (matrix := self.native_matrix(parts)) is not None:
+        if can_dequantise(data, dtype) and (matrix := self.native_matrix(parts)) is not None:
             return dequantise(matrix, dtype)
         weight_NI = decode_rows(data.reshape(-1, data.shape[-1]), book.reshape(-1, book.shape[-1]))
         return (weight_NI.view(*scale.shape, -1).to(torch.float32) * scale.unsqueeze(-1)).to(dtype)

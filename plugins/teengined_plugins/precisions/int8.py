@@ -93,7 +93,7 @@ class Int8Precision(PrecisionStrategy):
 
         if "scale" not in parts:
             return parts["data"].to(dtype)
-        if can_dequantise(parts["data"].shape, dtype) and (matrix := self.native_matrix(parts)) is not None:
+        if can_dequantise(parts["data"], dtype) and (matrix := self.native_matrix(parts)) is not None:
             return dequantise(matrix, dtype)
         return (parts["data"].to(torch.float32) * parts["scale"].unsqueeze(-1)).to(dtype)
 

@@ -10,11 +10,14 @@ from torch.nn import functional
 
 from teengined.interfaces.registry import PluginRegistry
 from teengined.models import latent_attention
+from teengined.models.attention import attend
+from teengined.models.cache import StepCache, current_cache
 from teengined.models.latent_attention import LatentAttention, defer_expansion
 from teengined.models.linear import StrategyLinear
 from tests.fakes.converted import convert_directory
 from tests.fakes.stage_runner import Part, StageRunner
 from tests.fakes.tiny_models import build_tiny_model
+from tests.unit.models.pools import batch_of, make_pool, make_tables, store
 
 HEADS, PLAIN, ROTATED, VALUE, LATENT = 4, 16, 8, 24, 32
 SCALE = 0.2
@@ -87,6 +90,21 @@ def test_answers_are_those_of_the_expansion(
         assert (found.double() - expected).norm() <= tolerance * expected.norm()
 
 
+@pytest.mark.parametrize(("num_rows", "num_new"), [(5, 1), (1, 7)])
+def test_half_precision_on_a_cpu_is_computed_in_single(num_rows: int, num_new: int) -> None:
+    module = Projecting("fp32")
+    attention = LatentAttention(module)
+    q_BHTD, context, mask = inputs(num_rows, num_new, torch.float16)
+    attention.attend(q_BHTD, context, mask, SCALE)
+    assert attention.is_absorbed
+
+    found = attention.attend(q_BHTD, context, mask, SCALE)
+
+    expected = expanded(module, q_BHTD.float(), (context[0].float(), context[1].float()), mask)
+    assert found.dtype == torch.float16
+    assert (found.double() - expected).norm() <= 3e-4 * expected.norm()  # What rounding the answer alone may cost.
+
+
 def test_a_module_whose_projection_means_something_else_goes_on_expanding() -> None:
     module = Projecting("fp32", is_swapped=True)
     attention = LatentAttention(module)
@@ -107,6 +125,25 @@ def test_a_module_of_another_form_goes_on_expanding() -> None:
     q_BHTD, context, mask = inputs(1, 1, torch.float32)
 
     found = attention.attend(q_BHTD, context, mask, SCALE)
+
+    torch.testing.assert_close(found.double(), expanded(module, q_BHTD, context, mask), atol=1e-5, rtol=1e-5)
+    assert not attention.is_less_work(1, LONG)
+
+
+class Narrow(Projecting):
+    """Keeps more in its latents than its projection reads."""
+
+    def expand_kv(self, latent: torch.Tensor, rotary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().expand_kv(latent[..., :LATENT], rotary)
+
+
+def test_a_module_that_does_something_to_its_latents_first_goes_on_expanding() -> None:
+    module = Narrow("fp32")
+    attention = LatentAttention(module)
+    q_BHTD, context, mask = inputs(1, 1, torch.float32)
+    wide = torch.cat((context[0], context[0]), dim=-1)
+
+    found = attention.attend(q_BHTD, (wide, context[1]), mask, SCALE)
 
     torch.testing.assert_close(found.double(), expanded(module, q_BHTD, context, mask), atol=1e-5, rtol=1e-5)
     assert not attention.is_less_work(1, LONG)
@@ -137,6 +174,61 @@ def test_only_modules_with_latents_are_changed() -> None:
     latent, rotary = torch.ones(1, 1, 3, LATENT), torch.ones(1, 1, 3, ROTATED)
     assert projecting.expand_kv(latent, rotary) == (latent, rotary)
     assert not hasattr(other, "latent_attention")
+
+
+def attended(
+    module: Projecting, states: list[tuple[torch.Tensor, ...]], num_new: list[int], window: int | None
+) -> list[torch.Tensor]:
+    """Store latents and rotated keys of sequences, the new tokens' last; return the answers of each's new ones."""
+    pool = make_pool(LATENT + ROTATED, num_blocks=240, num_kv_heads=1)
+    tables = make_tables([LONG] * len(states), pool)
+    output: list[torch.Tensor] = []
+    for spans in ([(0, LONG - new) for new in num_new], [(LONG - new, LONG) for new in num_new]):
+        cache = StepCache(batch_of(pool, tables, spans), is_strict=False)
+        token = current_cache.set(cache)
+        cut = [[each[kind][:, :, slice(*span)] for each, span in zip(states, spans, strict=True)] for kind in (1, 2)]
+        keys, values = module.expand_kv(*store(cache, *cut))
+        if spans[0][0]:
+            query = torch.cat([each[0] for each in states], dim=2)
+            answers, _ = attend(module, query, keys, values, None, scaling=SCALE, sliding_window=window)
+            output = list(answers[0].split(num_new))
+        current_cache.reset(token)
+    return output
+
+
+@pytest.mark.parametrize("window", [None, 1, 30, 200], ids=lambda window: f"window {window}")
+def test_rows_see_their_window_of_their_own_sequence_and_no_fault_of_another(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latent_attention, "_LEAST_CONTEXT_TOKENS", 1)
+    generator = torch.Generator().manual_seed(7)
+    num_new = [1, 1, 5]
+    states = [
+        tuple(torch.randn(*shape, generator=generator) for shape in ((1, HEADS, new, PLAIN + ROTATED),
+        (1, 1, LONG, LATENT), (1, 1, LONG, ROTATED)))
+        for new in num_new
+    ]  # fmt: skip
+    module = Projecting("fp32")
+    defer_expansion(nn.ModuleList([module]))
+    latents = cast("LatentAttention", module.latent_attention)
+    attended(module, states, num_new, None)
+    assert latents.is_absorbed
+
+    answers = attended(module, states, num_new, window)
+    states[1][1][:] = float("nan")
+    beside_a_fault = attended(module, states, num_new, window)
+
+    places = torch.arange(LONG)
+    for index, new in enumerate(num_new):
+        ends = torch.arange(LONG - new, LONG)[:, None]
+        mask = (places <= ends) & (places > ends - (window or LONG))
+        query, *context = states[index]
+        if index == 1:
+            assert bool(beside_a_fault[index].isnan().all())
+            continue
+        expected = expanded(module, query, (context[0], context[1]), mask[None])[0]
+        for found in (answers, beside_a_fault):
+            torch.testing.assert_close(found[index].double(), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("quantised", [False, True], ids=["kv as computed", "kv in int8"])

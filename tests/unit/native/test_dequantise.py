@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from teengined.native import dequantise as native_dequantise
 from teengined.native.dequantise import can_dequantise, dequantise
 from teengined.native.library import kernel_library, missing_reason
 from teengined_plugins.precisions.int4 import Int4Precision
@@ -20,6 +21,7 @@ def weight(num_outputs: int, num_inputs: int) -> torch.Tensor:
     return rows * torch.logspace(-6, 3, num_outputs)[:, None]
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_inputs", [1, 15, 16, 47, 64, 1000])
@@ -37,6 +39,7 @@ def test_bytes_times_their_scale(num_inputs: int, dtype: torch.dtype, num_thread
         torch.set_num_threads(before)
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_inputs", [32, 96, 1024])
 def test_codes_looked_up_times_their_scale(num_inputs: int, dtype: torch.dtype) -> None:
@@ -60,7 +63,19 @@ def test_strategies_decode_large_weights_with_it_and_slices_without(strategy: In
 
 
 def test_it_is_offered_for_large_matrices_of_the_dtypes_that_it_makes() -> None:
-    assert can_dequantise((512, 512), torch.bfloat16)
-    assert not can_dequantise((8, 8), torch.bfloat16)
-    assert not can_dequantise((512, 512), torch.float16)
-    assert not can_dequantise((2, 512, 512), torch.float32)
+    assert can_dequantise(torch.empty(512, 512), torch.bfloat16)
+    assert not can_dequantise(torch.empty(8, 8), torch.bfloat16)
+    assert not can_dequantise(torch.empty(512, 512), torch.float16)
+    assert not can_dequantise(torch.empty(2, 512, 512), torch.float32)
+
+
+@pytest.mark.parametrize("strategy", [Int8Precision(), Int4Precision()], ids=["int8", "int4"])
+def test_what_lies_on_another_device_has_nothing_compiled(
+    strategy: Int8Precision | Int4Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiles() -> None:
+        raise AssertionError("compiled")
+
+    parts = {name: part.to("meta") for name, part in strategy.encode(weight(600, 256)).items()}
+    monkeypatch.setattr(native_dequantise, "kernel_library", compiles)
+    assert strategy.decode(parts, torch.bfloat16).shape == (600, 256)

@@ -1,11 +1,8 @@
-import subprocess
-from pathlib import Path
-
 import pytest
 import torch
 
-from teengined.native import compiler, int4_linear, library
-from teengined.native.library import KernelLibrary, missing_reason
+from teengined.native import int4_linear
+from teengined.native.library import missing_reason
 
 pytestmark = pytest.mark.skipif(not int4_linear.has_int4_linear(), reason=missing_reason() or "no compiled kernels")
 
@@ -15,23 +12,6 @@ TOLERANCES = {1: 1e-2, 2: 5e-5, 3: 1e-6}
 TABLES = torch.randint(0, 256, (256, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
 
 Weight = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-@pytest.fixture(params=["this processor", "any processor"])
-def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
-    """The kernels as compiled for the processor at hand, and as for one without its instructions."""
-    if request.param == "any processor":
-        path = _plain_library(tmp_path_factory.getbasetemp())
-        monkeypatch.setattr(library, "_found", [(KernelLibrary(path), "")])
-
-
-def _plain_library(directory: Path) -> Path:
-    path = directory / "plain.so"
-    if not path.exists():
-        flags = [flag for flag in compiler._FLAGS if not flag.startswith("-march")]
-        sources = [str(Path(compiler.__file__).parent / name) for name in compiler._SOURCES]
-        subprocess.run(["cc", *flags, *sources, "-o", str(path)], check=True, timeout=120)
-    return path
 
 
 def operands(num_rows: int, shape: tuple[int, int]) -> tuple[torch.Tensor, Weight]:
