@@ -11,6 +11,7 @@ import torch
 
 from teengined.core.errors import InternalError, PackageError
 from teengined.interfaces.driver import Device
+from teengined.models.kv_pages import PagesAhead
 from teengined.models.kv_rows import BlockRows, LateRows
 
 __all__ = ["KVPool", "LayerBlocks", "PoolShape", "layer_bytes"]
@@ -82,8 +83,8 @@ class LayerBlocks:
 class KVPool:
     """Takes all its memory from the device when it is made, and cuts a layer's part to shape at its first use.
 
-    Only then are a layer's heads and widths known. On a CPU the pages that no token has reached are never touched, so
-    a large pool costs what is written into it.
+    Only then are a layer's heads and widths known. On a CPU no pages are touched but those that tokens have reached,
+    and those just ahead, so a large pool costs what is written into it.
     """
 
     def __init__(self, device: Device, shape: PoolShape) -> None:
@@ -104,6 +105,7 @@ class KVPool:
             # A block's unwritten tokens are multiplied by a weight of 0, which leaves NaN what it is.
             self._buffer.zero_()
         self._layers: dict[int, LayerBlocks] = {}
+        self._pages: PagesAhead | None = None
         self._rows = BlockRows({layer: layer_bytes(shape, layer) // shape.num_blocks for layer in self._starts})
         self._late = LateRows(self._rows)
 
@@ -123,6 +125,8 @@ class KVPool:
             self._late.give(layer, self._layers[layer].tensors())
             if self._is_cut:
                 self._late.clear()
+                if self.torch_device.type == "cpu":
+                    self._pages = PagesAhead([tensor for each in self._layers.values() for tensor in each.tensors()])
         return self._layers[layer]
 
     @property
@@ -137,6 +141,8 @@ class KVPool:
             return
         index = torch.tensor(blocks, device=self.torch_device)
         with torch.inference_mode():  # as the views were made
+            if self._pages is not None:
+                self._pages.reach(max(blocks))
             for layer in self._layers.values():
                 for tensor in layer.tensors():
                     tensor.index_fill_(0, index, 0)
@@ -189,6 +195,7 @@ class KVPool:
     def close(self) -> None:
         """Give the memory back. Safe to call twice."""
         self._layers.clear()
+        self._pages = None
         buffer, self._buffer = self._buffer, None
         if buffer is not None:
             self._device.free(buffer)
