@@ -17,13 +17,17 @@ from teengined.models.batch import ChunkRows, DecodeRows, StepBatch
 from teengined.models.cache import StepCache, current_cache
 from teengined.models.fixed_attention import attend_fixed
 from teengined.models.kv import LayerBlocks
-from teengined.models.latent_attention import LatentAttention
+from teengined.models.latent_attention import LatentAttention, LatentQuery
 from teengined.models.native_attention import attend_rows, can_attend_rows
 from teengined.models.paged_attention import Scoring, attend_blocks, attend_context, attend_with_logits
 
 __all__ = ["ATTENTION_NAME", "attend", "attend_stored", "register_attention"]
 
 ATTENTION_NAME = "teengine"
+
+# Rows of a chunk up to which the compiled kernel, which reads the context for each row, is ahead of gathering it once.
+# Measured with 8 to 12 rows of a prompt of 4,000 tokens, beside 8 that decode: 28 s instead of 38.
+_FEW_ROWS = 16
 
 
 def register_attention() -> None:
@@ -93,9 +97,12 @@ class _Call:
 def _attend(call: _Call, q_1HRD: torch.Tensor) -> torch.Tensor:
     """Return (R, H, E): decode rows together, chunks one by one."""
     chunks = call.batch.chunks(call.scoring.window)
+    q_RHD = q_1HRD[0].transpose(0, 1)
+    if all(chunk.num_tokens <= _FEW_ROWS for chunk in chunks) and _is_native(call, q_RHD):
+        return attend_rows(q_RHD, call.blocks, call.batch.contexts(decode_only=False), call.scoring)
     outputs: list[tuple[torch.Tensor | slice, torch.Tensor]] = []
     if len(chunks) < len(call.batch.entries):
-        outputs += _decode_outputs(call, q_1HRD[0].transpose(0, 1))
+        outputs += _decode_outputs(call, q_RHD)
     outputs += [(chunk.rows, _attend_chunk(call, q_1HRD[:, :, chunk.rows], chunk)) for chunk in chunks]
     if len(outputs) == 1:  # All rows, in their order.
         return outputs[0][1]
@@ -122,12 +129,18 @@ def _is_native(call: _Call, q_RHD: torch.Tensor) -> bool:
 def _attend_decode(call: _Call, q_BHD: torch.Tensor, rows: DecodeRows) -> torch.Tensor:
     if call.latents is None:
         return attend_blocks(q_BHD, call.blocks, rows, call.scoring)
-    first, second = (states[:, :, : rows.num_context] for states in call.blocks.gather(rows.tables_BM))
+    latents, rotary = (states[:, :, : rows.num_context] for states in call.blocks.gather(rows.tables_BM))
     num_context = len(rows.rows) * rows.num_context
     if not call.scoring.changes_logits and call.latents.is_less_work(1, num_context):
-        mask_B1C = None if rows.mask_BC is None else rows.mask_BC[:, None]
-        return call.latents.attend(q_BHD[:, :, None], (first, second), mask_B1C, call.scoring.scale)[:, 0]
-    return attend_context(q_BHD, *call.latents.expand(first, second), rows, call.scoring)
+        query = LatentQuery(
+            q_BHTD=q_BHD[:, :, None],
+            latents_B1CL=latents,
+            rotary_B1CR=rotary,
+            mask_BTC=None if rows.mask_BC is None else rows.mask_BC[:, None],
+            scale=call.scoring.scale,
+        )
+        return call.latents.attend(query)[:, 0]
+    return attend_context(q_BHD, *call.latents.expand(latents, rotary), rows, call.scoring)
 
 
 def _attend_chunk(call: _Call, q_1HTD: torch.Tensor, chunk: ChunkRows) -> torch.Tensor:
@@ -136,8 +149,14 @@ def _attend_chunk(call: _Call, q_1HTD: torch.Tensor, chunk: ChunkRows) -> torch.
     if call.latents is not None:
         is_less_work = call.latents.is_less_work(chunk.num_tokens, chunk.num_context)
         if is_less_work and chunk.mask_RC is not None and not call.scoring.changes_logits:
-            context = (k_1KCD, v_1KCE)
-            return call.latents.attend(q_1HTD, context, chunk.mask_RC[None], call.scoring.scale)[0]
+            query = LatentQuery(
+                q_BHTD=q_1HTD,
+                latents_B1CL=k_1KCD,
+                rotary_B1CR=v_1KCE,
+                mask_BTC=chunk.mask_RC[None],
+                scale=call.scoring.scale,
+            )
+            return call.latents.attend(query)[0]
         k_1KCD, v_1KCE = call.latents.expand(k_1KCD, v_1KCE)
     if call.scoring.changes_logits:
         mask_TC = _causal(q_1HTD) if chunk.mask_RC is None else chunk.mask_RC

@@ -11,6 +11,7 @@ is not rotated, E of a value, L of a latent, R of the rotated part, O = N + E.
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -19,7 +20,7 @@ from torch.nn import functional
 
 from teengined.models.linear import StrategyLinear
 
-__all__ = ["LatentAttention", "defer_expansion"]
+__all__ = ["LatentAttention", "LatentQuery", "defer_expansion"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,19 @@ def defer_expansion(model: nn.Module) -> None:
 
 def _as_they_are(latent: torch.Tensor, rotary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return latent, rotary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentQuery:
+    """New tokens and the context that they look at."""
+
+    q_BHTD: torch.Tensor
+    latents_B1CL: torch.Tensor
+    rotary_B1CR: torch.Tensor
+    """The rotated part of the keys."""
+    mask_BTC: torch.Tensor | None
+    """True where a row may look; None: everywhere. Spreads over (B, T, C)."""
+    scale: float
 
 
 class LatentAttention:
@@ -75,75 +89,56 @@ class LatentAttention:
         is_less = num_new <= _MOST_NEW_TOKENS and num_context >= _LEAST_CONTEXT_TOKENS
         return is_less and self._is_alike is not False
 
-    def attend(
-        self,
-        q_BHTD: torch.Tensor,
-        context: tuple[torch.Tensor, torch.Tensor],
-        mask_BTC: torch.Tensor | None,
-        scale: float,
-    ) -> torch.Tensor:
-        """Return (B, T, H, E) over a context of latents (B, 1, C, L) and rotated keys (B, 1, C, R).
-
-        The mask, true where a row may look, spreads over (B, T, C). The first answer is compared with the expansion's.
-        """
+    def attend(self, query: LatentQuery) -> torch.Tensor:
+        """Return (B, T, H, E). The first answer is compared with that of the module's expansion."""
         if self._is_alike is None:
-            expected = self._attend_expanded(q_BHTD, context, mask_BTC, scale)
-            if not self._is_usual(q_BHTD, *context):
+            expected = self._attend_expanded(query)
+            if not self._is_usual(query):
                 self._is_alike = False
             elif bool(expected.isfinite().all()):  # Other answers say nothing about the module.
-                self._is_alike = _are_alike(expected, self._attend_latents(q_BHTD, context, mask_BTC, scale))
+                self._is_alike = _are_alike(expected, self._attend_latents(query))
             if self._is_alike is False:
                 logger.info("a %s expands its latents: attending to them differs", type(self._module).__name__)
             return expected
-        return self._attend_latents(q_BHTD, context, mask_BTC, scale)
+        return self._attend_latents(query)
 
-    def _is_usual(self, q_BHTD: torch.Tensor, latents_B1CL: torch.Tensor, rotary_B1CR: torch.Tensor) -> bool:
+    def _is_usual(self, query: LatentQuery) -> bool:
         """Whether the up-projection can make of a latent, for each head, a key's first part and a value."""
         projection = getattr(self._module, "kv_b_proj", None)
         if not isinstance(projection, StrategyLinear) or projection.bias_O is not None:
             return False
         plain, value = (getattr(self._module, name, 0) for name in ("qk_nope_head_dim", "v_head_dim"))
-        is_whole = (
-            projection.in_features == latents_B1CL.shape[-1] and q_BHTD.shape[-1] == plain + rotary_B1CR.shape[-1]
-        )
-        return bool(plain and value) and is_whole and projection.out_features == q_BHTD.shape[1] * (plain + value)
+        num_heads, width = query.q_BHTD.shape[1], query.q_BHTD.shape[-1]
+        reads_latents = projection.in_features == query.latents_B1CL.shape[-1]
+        is_whole = plain and value and width == plain + query.rotary_B1CR.shape[-1]
+        return bool(reads_latents and is_whole and projection.out_features == num_heads * (plain + value))
 
-    def _attend_expanded(
-        self,
-        q_BHTD: torch.Tensor,
-        context: tuple[torch.Tensor, torch.Tensor],
-        mask_BTC: torch.Tensor | None,
-        scale: float,
-    ) -> torch.Tensor:
-        keys_BHCD, values_BHCE = self._expand(*context)
-        mask = None if mask_BTC is None else mask_BTC[:, None]
+    def _attend_expanded(self, query: LatentQuery) -> torch.Tensor:
+        keys_BHCD, values_BHCE = self._expand(query.latents_B1CL, query.rotary_B1CR)
+        mask = None if query.mask_BTC is None else query.mask_BTC[:, None]
         output = functional.scaled_dot_product_attention(
-            q_BHTD, keys_BHCD, values_BHCE, attn_mask=mask, scale=scale, enable_gqa=True
+            query.q_BHTD, keys_BHCD, values_BHCE, attn_mask=mask, scale=query.scale, enable_gqa=True
         )
         return output.transpose(1, 2)
 
-    def _attend_latents(
-        self,
-        q_BHTD: torch.Tensor,
-        context: tuple[torch.Tensor, torch.Tensor],
-        mask_BTC: torch.Tensor | None,
-        scale: float,
-    ) -> torch.Tensor:
+    def _attend_latents(self, query: LatentQuery) -> torch.Tensor:
+        q_BHTD, mask = query.q_BHTD, query.mask_BTC
         if q_BHTD.dtype == torch.float16 and q_BHTD.device.type == "cpu":  # Its products take ten times as long.
-            wide = (context[0].float(), context[1].float())
-            return self._attend_latents(q_BHTD.float(), wide, mask_BTC, scale).to(torch.float16)
+            latents, rotary = query.latents_B1CL.float(), query.rotary_B1CR.float()
+            wide = replace(query, q_BHTD=q_BHTD.float(), latents_B1CL=latents, rotary_B1CR=rotary)
+            return self._attend_latents(wide).to(torch.float16)
         num_rows, num_heads, num_new, _ = q_BHTD.shape
-        num_plain, width = self._module.qk_nope_head_dim, context[0].shape[-1]
+        num_plain, width = self._module.qk_nope_head_dim, query.latents_B1CL.shape[-1]
         weight_HOL = self._weight(q_BHTD.dtype).view(num_heads, -1, width)
         latent_BHTL = _by_head(q_BHTD[..., :num_plain], weight_HOL[:, :num_plain])
         q_B1SK = torch.cat((latent_BHTL, q_BHTD[..., num_plain:]), dim=-1).reshape(num_rows, 1, num_heads * num_new, -1)
         # Values are the keys, rotated part and all: kernels want both of one width, and no copy is made.
-        keys_B1CK = torch.cat(context, dim=-1)
-        if mask_BTC is not None:
-            mask_BHTC = mask_BTC[:, None].expand(num_rows, num_heads, num_new, -1)
-            mask_BTC = mask_BHTC.reshape(num_rows, 1, num_heads * num_new, -1)
+        keys_B1CK = torch.cat((query.latents_B1CL, query.rotary_B1CR), dim=-1)
+        if mask is not None:
+            mask_BHTC = mask[:, None].expand(num_rows, num_heads, num_new, -1)
+            mask = mask_BHTC.reshape(num_rows, 1, num_heads * num_new, -1)
         output_B1SK = functional.scaled_dot_product_attention(
-            q_B1SK, keys_B1CK, keys_B1CK, attn_mask=mask_BTC, scale=scale
+            q_B1SK, keys_B1CK, keys_B1CK, attn_mask=mask, scale=query.scale
         )
         output_BHTL = output_B1SK.view(num_rows, num_heads, num_new, -1)[..., :width]
         return _by_head(output_BHTL, weight_HOL[:, num_plain:].transpose(1, 2)).transpose(1, 2)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from teengined.core.errors import UnsupportedArchitecture
+from teengined.models import attention
 from teengined.models.attention import attend
 from teengined.models.cache import StepCache, current_cache
 from teengined.models.latent_attention import defer_expansion
@@ -78,6 +79,8 @@ SHAPES: dict[str, Parts] = {
     "the first token": [(1, 1)],
     "a whole prompt": [(6, 6)],
     "a later chunk": [(3, 9)],
+    "two chunks of few tokens and a decode": [(16, 40), (5, 33), (1, 20)],
+    "a chunk of few tokens beside one of many": [(16, 40), (17, 33), (1, 20)],
     "a chunk over many blocks": [(70, 140)],
     "decodes of one length": [(1, 9), (1, 9)],
     "decodes of like lengths": [(1, 9), (1, 12), (1, 7)],
@@ -101,6 +104,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("parts", SHAPES.values(), ids=SHAPES)
 def test_attention_equals_its_definition(parts: Parts, options: dict[str, Any], is_strict: bool) -> None:
     ours, expected = paged(parts, is_strict=is_strict, **options)
+
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("parts", SHAPES.values(), ids=SHAPES)
+def test_attention_without_compiled_kernels_equals_its_definition(
+    parts: Parts, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "can_attend_rows", lambda *_: False)
+    ours, expected = paged(parts, **options)
 
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 

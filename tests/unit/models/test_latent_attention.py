@@ -12,7 +12,7 @@ from teengined.interfaces.registry import PluginRegistry
 from teengined.models import latent_attention
 from teengined.models.attention import attend
 from teengined.models.cache import StepCache, current_cache
-from teengined.models.latent_attention import LatentAttention, defer_expansion
+from teengined.models.latent_attention import LatentAttention, LatentQuery, defer_expansion
 from teengined.models.linear import StrategyLinear
 from tests.fakes.converted import convert_directory
 from tests.fakes.stage_runner import Part, StageRunner
@@ -57,6 +57,11 @@ def inputs(
     return q_BHTD, (latents, rotary), torch.arange(LONG) < ends
 
 
+def query(q_BHTD: torch.Tensor, context: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | None) -> LatentQuery:
+    latents, rotary = context
+    return LatentQuery(q_BHTD=q_BHTD, latents_B1CL=latents, rotary_B1CR=rotary, mask_BTC=mask, scale=SCALE)
+
+
 def expanded(
     module: Projecting, q_BHTD: torch.Tensor, context: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | None
 ) -> torch.Tensor:
@@ -81,9 +86,9 @@ def test_answers_are_those_of_the_expansion(
     wanted_mask = mask if is_masked else None
     expected = expanded(module, q_BHTD, context, wanted_mask)
 
-    first = attention.attend(q_BHTD, context, wanted_mask, SCALE)
+    first = attention.attend(query(q_BHTD, context, wanted_mask))
     assert attention.is_absorbed
-    second = attention.attend(q_BHTD, context, wanted_mask, SCALE)
+    second = attention.attend(query(q_BHTD, context, wanted_mask))
 
     for found in (first, second):
         assert found.shape == (num_rows, num_new, HEADS, VALUE)
@@ -95,10 +100,10 @@ def test_half_precision_on_a_cpu_is_computed_in_single(num_rows: int, num_new: i
     module = Projecting("fp32")
     attention = LatentAttention(module)
     q_BHTD, context, mask = inputs(num_rows, num_new, torch.float16)
-    attention.attend(q_BHTD, context, mask, SCALE)
+    attention.attend(query(q_BHTD, context, mask))
     assert attention.is_absorbed
 
-    found = attention.attend(q_BHTD, context, mask, SCALE)
+    found = attention.attend(query(q_BHTD, context, mask))
 
     expected = expanded(module, q_BHTD.float(), (context[0].float(), context[1].float()), mask)
     assert found.dtype == torch.float16
@@ -111,7 +116,7 @@ def test_a_module_whose_projection_means_something_else_goes_on_expanding() -> N
     q_BHTD, context, mask = inputs(2, 1, torch.float32)
 
     assert attention.is_less_work(1, 2 * LONG)
-    found = attention.attend(q_BHTD, context, mask, SCALE)
+    found = attention.attend(query(q_BHTD, context, mask))
 
     torch.testing.assert_close(found.double(), expanded(module, q_BHTD, context, mask), atol=1e-5, rtol=1e-5)
     assert not attention.is_absorbed
@@ -124,7 +129,7 @@ def test_a_module_of_another_form_goes_on_expanding() -> None:
     attention = LatentAttention(module)
     q_BHTD, context, mask = inputs(1, 1, torch.float32)
 
-    found = attention.attend(q_BHTD, context, mask, SCALE)
+    found = attention.attend(query(q_BHTD, context, mask))
 
     torch.testing.assert_close(found.double(), expanded(module, q_BHTD, context, mask), atol=1e-5, rtol=1e-5)
     assert not attention.is_less_work(1, LONG)
@@ -143,7 +148,7 @@ def test_a_module_that_does_something_to_its_latents_first_goes_on_expanding() -
     q_BHTD, context, mask = inputs(1, 1, torch.float32)
     wide = torch.cat((context[0], context[0]), dim=-1)
 
-    found = attention.attend(q_BHTD, (wide, context[1]), mask, SCALE)
+    found = attention.attend(query(q_BHTD, (wide, context[1]), mask))
 
     torch.testing.assert_close(found.double(), expanded(module, q_BHTD, context, mask), atol=1e-5, rtol=1e-5)
     assert not attention.is_less_work(1, LONG)
@@ -153,11 +158,11 @@ def test_answers_that_are_not_numbers_decide_nothing() -> None:
     attention = LatentAttention(Projecting("fp32"))
     q_BHTD, context, mask = inputs(1, 1, torch.float32)
 
-    attention.attend(q_BHTD * float("nan"), context, mask, SCALE)
+    attention.attend(query(q_BHTD * float("nan"), context, mask))
     assert not attention.is_absorbed
     assert attention.is_less_work(1, LONG)
 
-    attention.attend(q_BHTD, context, mask, SCALE)
+    attention.attend(query(q_BHTD, context, mask))
     assert attention.is_absorbed
 
 
