@@ -61,7 +61,8 @@ class KeptPrefixes:
         try:
             return decode_manifest(self._content(), self.key, self.fingerprint)
         except FileNotFoundError:
-            pass
+            self.clear()  # The first time, or after a crash: files without a manifest are nothing.
+            return None
         except (OSError, ManifestRefused) as error:
             logger.warning("kept KV in %s is not used: %s", self.path, error)
         self.clear()
@@ -148,7 +149,10 @@ class PrefixStore:
                 logger.warning("KV is not kept: %s", error)
                 return None
             fd = _lock(path)
-        return None if fd is None else KeptPrefixes(path=path, fingerprint=fingerprint, key=key, _fd=fd)
+        if fd is None:
+            logger.info("a deployment of %s keeps no KV: another one has %s, or it cannot be used", package, path)
+            return None
+        return KeptPrefixes(path=path, fingerprint=fingerprint, key=key, _fd=fd)
 
     def forget(self, package: str) -> None:
         """Remove what is kept of a package, unless a deployment uses it."""
@@ -181,17 +185,21 @@ class PrefixStore:
 
     def _free(self) -> Iterable[tuple[float, Path]]:
         """Yield what no deployment uses, with the age of its manifest; without one it is of no use, and oldest."""
-        with contextlib.suppress(OSError):
-            for path in self.root.iterdir() if self._is_root_ours() else ():
-                fd = _lock(path) if _OUR_DIRECTORY.fullmatch(path.name) else None
-                if fd is None:
-                    continue
-                os.close(fd)
-                try:
-                    written = (path / _MANIFEST).lstat().st_mtime
-                except OSError:
-                    written = -float("inf")
-                yield self.now() - written, path
+        try:
+            paths = list(self.root.iterdir()) if self._is_root_ours() else []
+        except OSError as error:
+            logger.warning("kept KV in %s cannot be looked through: %s", self.root, error)
+            return
+        for path in paths:
+            fd = _lock(path) if _OUR_DIRECTORY.fullmatch(path.name) else None
+            if fd is None:
+                continue
+            os.close(fd)
+            try:
+                written = (path / _MANIFEST).lstat().st_mtime
+            except OSError:
+                written = -float("inf")
+            yield self.now() - written, path
 
     def _remove(self, path: Path) -> None:
         fd = _lock(path)
@@ -210,20 +218,37 @@ class PrefixStore:
 
 
 def _lock(path: Path) -> int | None:
-    """Return a locked descriptor of a directory of ours, or None where another has it or it was just removed."""
+    """Return a locked descriptor of a directory of ours, or None where it cannot be had, of which the log tells.
+
+    Not that another has it, nor that it was just removed: both are as it should be.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
+    except FileNotFoundError:
         return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        status = os.fstat(fd)
-        if _is_private(status) and os.path.samestat(status, path.lstat()):
-            return fd
-    except OSError:
-        pass
+    except OSError as error:
+        logger.warning("kept KV in %s is not used: %s", path, error)
+        return None
+    if _is_locked_as_ours(fd, path):
+        return fd
     os.close(fd)
     return None
+
+
+def _is_locked_as_ours(fd: int, path: Path) -> bool:
+    """Lock it and say whether that worked, and the path still leads there, and nobody else may go there."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        status, there = os.fstat(fd), path.lstat()
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except OSError as error:
+        logger.warning("kept KV in %s is not used: %s", path, error)
+        return False
+    if not _is_private(status):
+        logger.warning("kept KV in %s is not used: it is not private to its owner", path)
+        return False
+    return os.path.samestat(status, there)
 
 
 def _write_synced(path: Path, content: bytes) -> None:
@@ -252,9 +277,11 @@ def _clear(path: Path) -> None:
 
 def _size_bytes(path: Path) -> int:
     """Return what our files take in whole pages; what the file system needs to find them is not theirs."""
-    with contextlib.suppress(OSError):
+    try:
         return sum(_pages_bytes(entry.lstat()) for entry in path.iterdir() if _OUR_FILE.fullmatch(entry.name))
-    return 0
+    except OSError as error:
+        logger.warning("what kept KV in %s takes is not known: %s", path, error)
+        return 0
 
 
 def _pages_bytes(status: os.stat_result) -> int:

@@ -90,7 +90,11 @@ def test_manifest_follows_what_changes_while_the_deployment_runs(tmp_path: Path)
         machine.handle(PipelineReady(), 0.0)
         compute(machine)
         await asyncio.to_thread(wait_until, (running.kept.path / "manifest").exists, "the manifest is written")
+        manifest = running.kept.read()
+        assert manifest is not None
+        assert [block.token_ids for block in manifest.blocks] == [LONG[:4], LONG[4:8]]
         await running.stop()
+        running.kept.close()
 
     asyncio.run(live())
 

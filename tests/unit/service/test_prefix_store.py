@@ -245,3 +245,32 @@ def test_place_that_cannot_be_made_is_told_and_no_more(tmp_path: Path, caplog: p
     assert store(tmp_path).open("tiny", "this") is None
     assert "KV is not kept" in caplog.text
     store(tmp_path).trim()
+
+
+@pytest.mark.parametrize("how", ["others may enter it", "a link to elsewhere", "a file"])
+def test_a_directory_that_cannot_be_used_is_left_alone_and_told_of(
+    how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    where = store(tmp_path)
+    opened(where, "other").close()
+    path = where._path_of("tiny")
+    if how == "others may enter it":
+        path.mkdir()
+        path.chmod(0o755)
+    elif how == "a file":
+        path.write_text("x")
+    else:
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        path.symlink_to(tmp_path / "elsewhere")
+
+    assert where.open("tiny", "this") is None
+
+    assert str(path) in caplog.text
+    assert path.exists()
+
+
+def test_a_directory_that_another_deployment_has_is_no_trouble(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    kept = opened(store(tmp_path))
+    assert store(tmp_path).open("tiny", "this") is None
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    kept.close()
